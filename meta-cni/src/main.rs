@@ -1,0 +1,2 @@
+//! meta-cni
+fn main() {}

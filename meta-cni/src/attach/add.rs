@@ -1,0 +1,259 @@
+//! ADD: record, act, record; all or nothing.
+
+use std::time::Duration;
+
+use sandbox::{IfName, Netns, Rtnl, set_default_route};
+use serde_json::Value;
+use tokio::time::{Instant, timeout};
+
+use super::{
+    Engine,
+    lock::SandboxLock,
+    open_netns,
+    record::{Entry, Record, Stage, new_record},
+    request::Request,
+    this_process,
+};
+use crate::{
+    cluster::Written,
+    cni::{CniResult, Error, chain},
+    network::{
+        Attachment,
+        network_status::{self, Attached},
+    },
+};
+
+/// How long a pod with the primary network alone waits for its status to be written.
+const PLAIN_STATUS_LIMIT: Duration = Duration::from_secs(1);
+
+/// An attachment that was made.
+struct Made {
+    record: Record,
+    result: CniResult,
+}
+
+impl Engine {
+    /// Attaches a pod to its networks and answers with the primary's result.
+    ///
+    /// # Errors
+    /// The first one with its network, step and cause; everything made was undone, and what could not be is named after.
+    pub async fn add(&self) -> Result<Value, Error> {
+        let netns = open_netns(&self.invocation.netns)?
+            .ok_or_else(|| Error::Netns(format!("CNI_NETNS {} is no network namespace", self.invocation.netns)))?;
+        self.layout.create()?;
+        let container = &self.invocation.container;
+        let _lock = SandboxLock::take(&self.layout.locks(), container, &self.records, self.deadline).await?;
+        let others = self.settle_earlier_attempts().await?;
+        let request = self.request(&others).await?;
+        let mut made = Vec::new();
+        let outcome = self.attach_all(&request, &netns, &mut made).await;
+        match outcome {
+            Ok(value) => Ok(value),
+            Err(error) => {
+                let left = self.roll_back(made).await;
+                Err(if left.is_empty() { error } else { Error::Several(std::iter::once(error).chain(left).collect()) })
+            }
+        }
+    }
+
+    /// Undoes what an earlier ADD of this call left half made, refuses a finished one, and gives the other calls' records.
+    async fn settle_earlier_attempts(&self) -> Result<Vec<Entry>, Error> {
+        let call = self.call()?;
+        let entries = self.records.of_container(&call.container)?;
+        let (own, others): (Vec<Entry>, Vec<Entry>) = entries.into_iter().partition(|entry| *entry.call() == call);
+        let finished = own
+            .iter()
+            .any(|entry| matches!(entry, Entry::Good(record) if record.primary && record.stage == Stage::Done));
+        if finished {
+            return Err(Error::Config(format!(
+                "container {} already has {} of network {}: the runtime must DEL it before another ADD",
+                call.container, call.if_name, call.conf
+            )));
+        }
+        if !own.is_empty() {
+            tracing::warn!(container = call.container, "undoing what an ADD that did not finish left behind");
+            let errors = self.undo_entries(own, &self.invocation.netns).await;
+            if let Some(error) = Error::join(errors) {
+                return Err(error);
+            }
+        }
+        Ok(others)
+    }
+
+    async fn attach_all(&self, request: &Request, netns: &Netns, made: &mut Vec<Made>) -> Result<Value, Error> {
+        let call = self.call()?;
+        for (position, attachment) in request.attachments.iter().enumerate() {
+            let conf_hash = self.records.keep_conf(&attachment.list)?;
+            let mut record = new_record(&call, position, attachment, conf_hash);
+            record.pod.clone_from(&request.pod);
+            record.boot_id.clone_from(&self.boot_id);
+            record.netns.clone_from(&self.invocation.netns);
+            record.netns_id = Some(netns.id().clone());
+            record.worker = this_process();
+            made.push(Made { record, result: CniResult::default() });
+            if let Some(last) = made.last_mut() {
+                self.attach(attachment, netns, last).await.map_err(|error| error.of_network(attachment.title()))?;
+            }
+        }
+        self.settle_default_routes(request, netns, made).await?;
+        self.report(request, made).await?;
+        let Some(primary) = made.first_mut() else {
+            return Err(Error::Config("there is no primary network".to_owned()));
+        };
+        let value = self.answer(request, primary)?;
+        primary.record.stage = Stage::Done;
+        self.records.write(&primary.record, false)?;
+        Ok(value)
+    }
+
+    /// Makes one attachment.
+    async fn attach(&self, attachment: &Attachment, netns: &Netns, made: &mut Made) -> Result<(), Error> {
+        let list = attachment.additions.apply(attachment.list.clone())?;
+        let builtin = attachment.is_builtin(&self.settings);
+        self.records.write(&made.record, !builtin || list.plugins.len() > 1)?;
+        let record = &mut made.record;
+        let (from, previous) = if builtin {
+            let result = self.add_builtin(record, &list, netns).await?;
+            let value = result.to_json(list.version)?;
+            record.result = value.clone();
+            self.records.write(record, false)?;
+            (1, Some(value))
+        } else {
+            (0, None)
+        };
+        let scene = self.scene(record, &self.invocation.netns);
+        let (value, result) = chain::add(&list, from, previous, &scene, &mut |group| {
+            record.plugin = group;
+            self.records.write(record, false)
+        })
+        .await?;
+        record.plugin = None;
+        record.result = value;
+        if !record.primary {
+            record.stage = Stage::Done;
+        }
+        self.records.write(record, !builtin)?;
+        made.result = result;
+        Ok(())
+    }
+
+    /// Gives the pod's default route to the networks that the pod chose for it, and takes it out of the other results.
+    async fn settle_default_routes(&self, request: &Request, netns: &Netns, made: &mut [Made]) -> Result<(), Error> {
+        let wanting: Vec<(usize, &Attachment)> = request
+            .attachments
+            .iter()
+            .enumerate()
+            .filter(|(_, attachment)| !attachment.default_route.is_empty())
+            .collect();
+        if wanting.is_empty() {
+            return Ok(());
+        }
+        let links = Rtnl::open(netns)?;
+        for (at, attachment) in wanting {
+            let change = async {
+                let name = IfName::try_from(attachment.interface.as_str())?;
+                let link = sandbox::read_back(&links, &name).await?.link;
+                set_default_route(&links, link.index, &attachment.default_route).await
+            };
+            let changed = change.await.map_err(|error| Error::from(error).of_network(attachment.title()))?;
+            made[at].record.default_routes = Some(changed);
+            self.records.write(&made[at].record, false)?;
+            for gateway in &attachment.default_route {
+                move_default_route(made, at, *gateway);
+            }
+            let Made { record, result } = &mut made[at];
+            record.result = result.to_json(self.records.conf(record)?.version)?;
+            self.records.write(record, false)?;
+        }
+        let primary = &mut made[0];
+        primary.record.result = primary.result.to_json(self.records.conf(&primary.record)?.version)?;
+        Ok(())
+    }
+
+    /// Writes network-status before the pod's containers can read it.
+    async fn report(&self, request: &Request, made: &[Made]) -> Result<(), Error> {
+        let Some(pod) = request.pod.as_ref().filter(|_| self.cluster.is_there()) else { return Ok(()) };
+        let attached: Vec<Attached<'_>> = made.iter().map(|made| described(made)).collect();
+        let status = network_status::render(&attached);
+        let plain = made.len() == 1;
+        let uid = request.known.uid.as_deref();
+        let write = self.cluster.write_status(pod, uid, &status);
+        let written = if plain { timeout(PLAIN_STATUS_LIMIT, write).await.ok() } else { Some(write.await) };
+        match written {
+            Some(Ok(Written::Done)) => Ok(()),
+            Some(Ok(Written::PodGone)) if request.known.is_static() => {
+                tracing::warn!(pod = pod.name, "network-status is not written: the static pod has no mirror (yet)");
+                Ok(())
+            }
+            Some(Ok(Written::PodGone)) => Err(Error::TryLater(format!(
+                "pod {}/{} is gone, or another one has its name: nothing is attached for it",
+                pod.namespace, pod.name
+            ))),
+            Some(Err(error)) if !plain => Err(error),
+            Some(Err(error)) => {
+                tracing::warn!(pod = pod.name, %error, "network-status is not written");
+                Ok(())
+            }
+            None => {
+                tracing::warn!(pod = pod.name, "network-status is not written: no answer within 1 s");
+                Ok(())
+            }
+        }
+    }
+
+    /// The primary's result in the version of our conf: as its plugin printed it where versions and routes allow.
+    fn answer(&self, request: &Request, primary: &Made) -> Result<Value, Error> {
+        let version = crate::cni::SpecVersion::of_conf(Some(&self.invocation.conf.text("cniVersion")?))?;
+        let own = request.attachments.first().is_some_and(|attachment| attachment.list.version == version);
+        if own && primary.record.result.is_object() {
+            Ok(primary.record.result.clone())
+        } else {
+            primary.result.to_json(version)
+        }
+    }
+
+    /// Undoes what was made, last first. Gives what could not be undone; it stays in the journal.
+    async fn roll_back(&self, made: Vec<Made>) -> Vec<Error> {
+        let entries = made.into_iter().map(|made| Entry::Good(Box::new(made.record))).collect();
+        // The deadline of ADD may be what failed it: undoing has a time of its own.
+        let undoing = self.with_deadline(Instant::now() + self.settings.del_timeout.min(Duration::from_secs(15)));
+        undoing.undo_entries(entries, &self.invocation.netns).await
+    }
+}
+
+fn described(made: &Made) -> Attached<'_> {
+    let gateways = made.result.routes.iter().filter(|route| route.dst.prefix_len() == 0);
+    let of_ips =
+        |v4: bool| made.result.ips.iter().find(|ip| ip.address.addr().is_ipv4() == v4).and_then(|ip| ip.gateway);
+    Attached {
+        network: &made.record.network,
+        interface: &made.record.interface,
+        primary: made.record.primary,
+        result: &made.result,
+        default_gateways: gateways
+            .filter_map(|route| route.gw.or_else(|| of_ips(route.dst.addr().is_ipv4())))
+            .collect(),
+        device_info: None,
+    }
+}
+
+/// Writes the move of a family's default route into the results.
+fn move_default_route(made: &mut [Made], to: usize, gateway: std::net::IpAddr) {
+    let v4 = gateway.is_ipv4();
+    for made in made.iter_mut() {
+        made.result.routes.retain(|route| route.dst.prefix_len() != 0 || route.dst.addr().is_ipv4() != v4);
+    }
+    let everywhere = if v4 { "0.0.0.0/0" } else { "::/0" };
+    if let (Ok(dst), Some(made)) = (everywhere.parse(), made.get_mut(to)) {
+        let route = crate::cni::Route {
+            dst,
+            gw: Some(gateway),
+            mtu: None,
+            advmss: None,
+            priority: None,
+            table: None,
+            scope: None,
+        };
+        made.result.routes.push(route);
+    }
+}

@@ -1,0 +1,166 @@
+//! The addresses of what is attached in-process: host-local's pools, `static`, or an IPAM plugin that is executed.
+
+use ipam::{Pool, Prior, RawIpam, RawRange, Request, StaticAddresses, StaticRequest, requested_addresses};
+use serde_json::{Map, Value};
+
+use super::{
+    Engine,
+    builtin::LOCK_PATIENCE,
+    record::{PoolAddresses, Record},
+};
+use crate::{
+    cni::{CniArgs, CniResult, Dns, Error, Ip, Object, PluginList, Route, SpecVersion},
+    settings::judge,
+};
+
+/// Where the addresses of an attachment come from.
+pub(super) enum BuiltinIpam {
+    /// None are wanted: a layer-2 network.
+    None,
+    /// A pool in host-local's store.
+    Pool { pool: Box<Pool>, requested: Vec<std::net::IpAddr> },
+    /// They are in the configuration.
+    Static(StaticAddresses),
+    /// A plugin gives them.
+    Executed(String),
+}
+
+/// Addresses, routes and name servers of an attachment.
+#[derive(Debug, Default)]
+pub(super) struct Addresses {
+    pub(super) ips: Vec<Ip>,
+    pub(super) routes: Vec<Route>,
+    pub(super) dns: Dns,
+}
+
+impl Addresses {
+    /// A result without interfaces.
+    pub(super) fn into_result(self) -> CniResult {
+        CniResult { interfaces: Vec::new(), ips: self.ips, routes: self.routes, dns: self.dns }
+    }
+}
+
+impl Engine {
+    /// Reads the `ipam` object of a list's first plugin. Touches nothing.
+    pub(super) fn ipam(
+        &self,
+        list: &PluginList,
+        runtime_config: &Object,
+        args: &CniArgs,
+        network: &str,
+    ) -> Result<BuiltinIpam, Error> {
+        let Some(object) = list.plugins.first().and_then(|plugin| plugin.object.raw("ipam")) else {
+            return Ok(BuiltinIpam::None);
+        };
+        let wrong = |problem: serde_json::Error| {
+            Error::Config(format!("\"ipam\" of {network} is not what it should be: {problem}"))
+        };
+        let named: Object = serde_json::from_str(object.get()).map_err(wrong)?;
+        let kind = named.text("type")?;
+        if kind.is_empty() {
+            return Ok(BuiltinIpam::None);
+        }
+        if !self.settings.builtins.contains(&kind) || kind == "sriov" {
+            return Ok(BuiltinIpam::Executed(kind));
+        }
+        let raw: RawIpam = serde_json::from_str(object.get()).map_err(wrong)?;
+        let unknown = raw.unknown_keys();
+        let unknown: Vec<&str> = unknown.iter().map(String::as_str).chain(raw.ineffective_keys()).collect();
+        let place = format!("\"ipam\" of the definition {network}");
+        judge(&unknown, RawIpam::known_keys(), &place, self.invocation.conf.switch("strict")?)?;
+        let runtime: Vec<String> = runtime_config.get("ips")?.unwrap_or_default();
+        let of_args = ips_of_args(list)?;
+        // The runtime's and the argument's addresses are the same ones, said in two ways (see `network::attachments`).
+        let environment = Some(args.get("IP")).filter(|text| !text.is_empty() && runtime.is_empty());
+        if kind == "static" {
+            let gateway = Some(args.get("GATEWAY")).filter(|text| !text.is_empty());
+            let request =
+                StaticRequest { environment, environment_gateway: gateway, args: &of_args, runtime: &runtime };
+            return Ok(BuiltinIpam::Static(StaticAddresses::new(&raw, &request)?));
+        }
+        let extra: Vec<Vec<RawRange>> = runtime_config.get("ipRanges")?.unwrap_or_default();
+        let pool = Box::new(Pool::new(&list.name, &raw, &extra)?);
+        if list.version < SpecVersion::V0_3_0 {
+            refuse_several_of_a_family(&pool, list.version)?;
+        }
+        let requested = requested_addresses(environment, &of_args, &runtime)?;
+        Ok(BuiltinIpam::Pool { pool, requested })
+    }
+
+    /// Reserves addresses of a pool, written down before they are taken; static ones are known already.
+    pub(super) fn reserve(&self, ipam: &BuiltinIpam, record: &mut Record) -> Result<Addresses, Error> {
+        match ipam {
+            BuiltinIpam::None | BuiltinIpam::Executed(_) => Ok(Addresses::default()),
+            BuiltinIpam::Static(given) => Ok(Addresses {
+                ips: given
+                    .addresses
+                    .iter()
+                    .map(|ip| Ip { interface: None, address: ip.address, gateway: ip.gateway })
+                    .collect(),
+                routes: given.routes.iter().map(route).collect(),
+                dns: dns(&given.dns),
+            }),
+            BuiltinIpam::Pool { pool, requested } => {
+                let owner = ipam::Owner::new(&record.call.container, &record.interface)?;
+                // What an earlier attempt of this call reserved was given back before: the records say so.
+                let request = Request { owner: &owner, requested, prior: Prior::NoneKnown, lock_wait: LOCK_PATIENCE };
+                let reserved = pool.reserve_with(&request, |chosen| {
+                    let addresses = chosen.iter().map(|reservation| reservation.address.addr()).collect();
+                    record.addresses = Some(PoolAddresses { directory: pool.directory.clone(), addresses });
+                    self.records.write(record, false)
+                })?;
+                let found_dns = pool.resolv_conf.as_deref().map(ipam::Dns::read).transpose()?.unwrap_or_default();
+                Ok(Addresses {
+                    ips: reserved
+                        .iter()
+                        .map(|found| Ip { interface: None, address: found.address, gateway: found.gateway })
+                        .collect(),
+                    routes: pool.routes.iter().map(route).collect(),
+                    dns: dns(&found_dns),
+                })
+            }
+        }
+    }
+}
+
+/// `args.cni.ips` of the first plugin.
+fn ips_of_args(list: &PluginList) -> Result<Vec<String>, Error> {
+    let Some(plugin) = list.plugins.first() else { return Ok(Vec::new()) };
+    let args = plugin.object.get::<Map<String, Value>>("args")?.unwrap_or_default();
+    match args.get("cni").and_then(|cni| cni.get("ips")) {
+        None | Some(Value::Null) => Ok(Vec::new()),
+        Some(ips) => {
+            serde_json::from_value(ips.clone()).map_err(|problem| Error::Config(format!("args.cni.ips: {problem}")))
+        }
+    }
+}
+
+/// Results below 0.3.0 have one address of each family.
+fn refuse_several_of_a_family(pool: &Pool, version: SpecVersion) -> Result<(), Error> {
+    let v6 = pool.sets.iter().filter(|set| set.is_ipv6()).count();
+    if v6 > 1 || pool.sets.len() - v6 > 1 {
+        return Err(Error::Config(format!("CNI version {version} does not support more than 1 address per family")));
+    }
+    Ok(())
+}
+
+fn route(from: &ipam::Route) -> Route {
+    Route {
+        dst: from.dst,
+        gw: from.gw,
+        mtu: from.mtu,
+        advmss: from.advmss,
+        priority: from.priority,
+        table: from.table,
+        scope: from.scope,
+    }
+}
+
+fn dns(from: &ipam::Dns) -> Dns {
+    Dns {
+        nameservers: from.nameservers.clone(),
+        domain: from.domain.clone().unwrap_or_default(),
+        search: from.search.clone(),
+        options: from.options.clone(),
+    }
+}

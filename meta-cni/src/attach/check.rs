@@ -1,0 +1,85 @@
+//! CHECK: the records against the plugins and the kernel.
+
+use sandbox::{IfName, Netns, ReadBack, Rtnl, read_back};
+
+use super::{
+    Engine,
+    lock::SandboxLock,
+    open_netns,
+    record::{Entry, Record},
+};
+use crate::cni::{CniResult, Error, chain};
+
+impl Engine {
+    /// Compares every attachment of this call with the sandbox.
+    ///
+    /// # Errors
+    /// All differences, each with its network.
+    pub async fn check(&self) -> Result<(), Error> {
+        let netns = open_netns(&self.invocation.netns)?
+            .ok_or_else(|| Error::Netns(format!("CNI_NETNS {} is no network namespace", self.invocation.netns)))?;
+        self.layout.create()?;
+        let call = self.call()?;
+        let _lock = SandboxLock::take(&self.layout.locks(), &call.container, &self.records, self.deadline).await?;
+        let mut errors = Vec::new();
+        let mut found = false;
+        for entry in self.records.of_container(&call.container)?.into_iter().filter(|entry| *entry.call() == call) {
+            found = true;
+            let (title, checked) = match entry {
+                Entry::Good(record) => (record.title(), self.check_one(&record, &netns).await),
+                Entry::Torn { interface, path, .. } => {
+                    (interface, Err(Error::decode(path.display().to_string(), "the record is torn: DEL repairs it")))
+                }
+            };
+            errors.extend(checked.err().map(|error| error.of_network(title)));
+        }
+        if !found {
+            return Err(Error::Mismatch(format!(
+                "container {} has no attachment of network {} recorded for {}",
+                call.container, call.conf, call.if_name
+            )));
+        }
+        Error::join(errors).map_or(Ok(()), Err)
+    }
+
+    async fn check_one(&self, record: &Record, netns: &Netns) -> Result<(), Error> {
+        let list = record.additions.apply(self.records.conf(record)?)?;
+        let result = CniResult::parse("the recorded result", &record.result, list.version)?;
+        // A network below 0.4.0 has no CHECK of its own, and a plugin's CHECK need not look at everything.
+        compare(record, &result, netns).await?;
+        let scene = self.scene(record, &self.invocation.netns);
+        let builtin = self.is_builtin_list(&list);
+        if builtin {
+            self.check_builtin(record, &list, netns).await?;
+        }
+        chain::check(&list, usize::from(builtin), &record.result, &scene, &mut |_| Ok(())).await
+    }
+}
+
+/// The interfaces of a result that are in the sandbox, and their addresses, must be there. A MAC or MTU that another
+/// plugin of the chain changed later is not compared: the last result of the chain has it.
+async fn compare(record: &Record, result: &CniResult, netns: &Netns) -> Result<(), Error> {
+    let links = Rtnl::open(netns)?;
+    for (at, interface) in result.interfaces.iter().enumerate().filter(|(_, interface)| !interface.sandbox.is_empty()) {
+        let found = read_back(&links, &IfName::try_from(interface.name.as_str())?).await;
+        let found = found
+            .map_err(|error| Error::Mismatch(format!("interface {} is not in the sandbox: {error}", interface.name)))?;
+        for ip in result.ips.iter().filter(|ip| ip.interface == Some(at)) {
+            if !has_address(&found, ip.address) {
+                return Err(Error::Mismatch(format!("{} does not have {} any more", interface.name, ip.address)));
+            }
+        }
+    }
+    let named = result.interfaces.iter().any(|interface| !interface.sandbox.is_empty());
+    if !named && record.vf.is_none() {
+        read_back(&links, &IfName::try_from(record.interface.as_str())?).await.map_err(|error| {
+            Error::Mismatch(format!("interface {} is not in the sandbox: {error}", record.interface))
+        })?;
+    }
+    Ok(())
+}
+
+/// Whether an interface has an address with this length of prefix.
+pub(super) fn has_address(found: &ReadBack, address: ipnet::IpNet) -> bool {
+    found.addresses.iter().any(|has| has.net.addr() == address.addr() && has.net.prefix_len() == address.prefix_len())
+}

@@ -1,0 +1,76 @@
+//! DEL: from the records alone. No API server, no definition and no namespace is needed.
+
+use super::{
+    Engine,
+    lock::SandboxLock,
+    open_netns, primary,
+    record::{Entry, Stage},
+};
+use crate::{
+    cluster::PodName,
+    cni::{Error, chain},
+};
+use serde_json::Value;
+
+impl Engine {
+    /// Detaches this call's networks. Does all that can be done; what is gone already is done.
+    ///
+    /// # Errors
+    /// What could not be undone while the sandbox's namespace lives: the runtime tries again.
+    pub async fn del(&self) -> Result<(), Error> {
+        self.layout.create()?;
+        let call = self.call()?;
+        let lock = SandboxLock::take(&self.layout.locks(), &call.container, &self.records, self.deadline).await?;
+        let entries = self.records.of_container(&call.container)?;
+        let (own, others): (Vec<Entry>, Vec<Entry>) = entries.into_iter().partition(|entry| *entry.call() == call);
+        // An attachment that is owed was answered before: it is GC's now, but a DEL is as good a moment.
+        let primary_is_known = own.iter().any(|entry| matches!(entry, Entry::Good(record) if record.primary));
+        let torn = own.iter().any(|entry| matches!(entry, Entry::Torn { .. }));
+        let mut errors = self.undo_entries(own, &self.invocation.netns).await;
+        if !primary_is_known || torn {
+            errors.extend(self.del_unrecorded_primary().await.err());
+        }
+        if let Some(error) = Error::join(errors) {
+            return Err(error);
+        }
+        if let Some(pod) = PodName::of_args(&self.invocation.args) {
+            self.cluster.forget_status(&pod);
+        }
+        if others.is_empty() && self.records.of_container(&call.container)?.is_empty() {
+            lock.remove();
+        }
+        Ok(())
+    }
+
+    /// DEL of the primary's chain for a sandbox that we know nothing of: born under the bare chain before we came, or its
+    /// record is lost. With the conf on disk and the runtime's own memory of the result; the chain's DEL is idempotent.
+    async fn del_unrecorded_primary(&self) -> Result<(), Error> {
+        let alive = open_netns(&self.invocation.netns)?.is_some();
+        let lists = match primary::networks(&self.settings, &self.cluster).await {
+            Ok(lists) => lists,
+            Err(error) if alive => return Err(error),
+            Err(error) => {
+                tracing::warn!(container = self.invocation.container, %error, "nothing is known of this container, and the primary's chain cannot be asked");
+                return Ok(());
+            }
+        };
+        let Some(list) = lists.into_iter().next() else { return Ok(()) };
+        let previous = self.invocation.conf.get::<Value>("prevResult")?;
+        let netns = if alive { self.invocation.netns.as_str() } else { "" };
+        let scene = self.bare_scene(netns, self.invocation.args.clone());
+        let deleted = chain::del(&list, 0, previous.as_ref(), &scene, !alive, &mut |_| Ok(())).await;
+        match deleted {
+            Err(error) if alive => Err(error.of_network(format!("{} as {}", list.name, self.invocation.if_name))),
+            Err(error) => {
+                tracing::warn!(container = self.invocation.container, %error, "the primary's chain did not undo an unknown container");
+                Ok(())
+            }
+            Ok(()) => Ok(()),
+        }
+    }
+}
+
+/// Whether an entry is one whose DEL failed after its namespace was gone.
+pub(super) fn is_owed(entry: &Entry) -> bool {
+    matches!(entry, Entry::Good(record) if record.stage == Stage::Owed)
+}

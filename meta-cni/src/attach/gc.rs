@@ -1,0 +1,144 @@
+//! GC: what belongs to no valid attachment is undone, and what is owed is tried again.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::{
+    Engine,
+    del::is_owed,
+    lock::SandboxLock,
+    primary,
+    record::{Entry, Record},
+};
+use crate::cni::{Error, PluginList, chain};
+
+/// An attachment as the runtime lists it.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+struct Valid {
+    #[serde(rename = "containerID")]
+    container: String,
+    #[serde(rename = "ifname")]
+    if_name: String,
+}
+
+impl Engine {
+    /// Undoes the attachments made under this conf's name whose call is not in the runtime's list, the leftovers of an
+    /// earlier boot, and what is owed; then lets the plugins do the same. A list that is absent or null says nothing.
+    ///
+    /// # Errors
+    /// All failures; the rest was done all the same.
+    pub async fn gc(&self) -> Result<(), Error> {
+        self.layout.create()?;
+        let listed = self.listed()?;
+        let valid: Option<BTreeSet<Valid>> = match &listed {
+            Value::Null => None,
+            list => Some(
+                serde_json::from_value(list.clone())
+                    .map_err(|problem| Error::decode("cni.dev/valid-attachments", problem))?,
+            ),
+        };
+        let conf = self.invocation.conf.text("name")?;
+        let mut errors = Vec::new();
+        let mut survivors = Vec::new();
+        for container in self.records.containers()? {
+            match self.collect(&container, &conf, valid.as_ref(), &mut survivors).await {
+                Ok(failed) => errors.extend(failed),
+                Err(error) => errors.push(error.of_network(format!("container {container}"))),
+            }
+        }
+        errors.extend(self.gc_of_plugins(&listed, &survivors).await);
+        let used: BTreeSet<String> = survivors.iter().map(|record| record.conf_hash.clone()).collect();
+        if errors.is_empty() {
+            self.records.forget_confs(&used)?;
+        }
+        Error::join(errors).map_or(Ok(()), Err)
+    }
+
+    /// The runtime's list, under either of its names.
+    fn listed(&self) -> Result<Value, Error> {
+        let conf = &self.invocation.conf;
+        let list = conf.get::<Value>("cni.dev/valid-attachments")?;
+        Ok(list.or(conf.get::<Value>("cni.dev/attachments")?).unwrap_or_default())
+    }
+
+    /// Judges the records of one container under its lock.
+    async fn collect(
+        &self,
+        container: &str,
+        conf: &str,
+        valid: Option<&BTreeSet<Valid>>,
+        survivors: &mut Vec<Record>,
+    ) -> Result<Vec<Error>, Error> {
+        let lock = SandboxLock::take(&self.layout.locks(), container, &self.records, self.deadline).await?;
+        let (stale, kept): (Vec<Entry>, Vec<Entry>) =
+            self.records.of_container(container)?.into_iter().partition(|entry| self.is_stale(entry, conf, valid));
+        survivors.extend(kept.into_iter().filter_map(|entry| match entry {
+            Entry::Good(record) => Some(*record),
+            Entry::Torn { .. } => None,
+        }));
+        for entry in &stale {
+            tracing::info!(container, call = entry.call().key(), "undoing an attachment that is not valid any more");
+        }
+        let errors = self.undo_entries(stale, "").await;
+        let left = self.records.of_container(container)?;
+        if left.is_empty() {
+            lock.remove();
+        } else {
+            survivors.extend(left.into_iter().filter_map(|entry| match entry {
+                Entry::Good(record) if is_owed(&Entry::Good(record.clone())) => Some(*record),
+                _ => None,
+            }));
+        }
+        Ok(errors)
+    }
+
+    fn is_stale(&self, entry: &Entry, conf: &str, valid: Option<&BTreeSet<Valid>>) -> bool {
+        let call = entry.call();
+        if is_owed(entry) {
+            return true;
+        }
+        let key = Valid { container: call.container.clone(), if_name: call.if_name.clone() };
+        match valid {
+            _ if call.conf != conf => false,
+            Some(valid) => !valid.contains(&key),
+            None => matches!(entry, Entry::Good(record) if record.boot_id != self.boot_id),
+        }
+    }
+
+    /// Hands the list on: to the primary's chain as it is, to other executed networks the list of their own survivors.
+    /// A network that shares its name with the primary shares its state, too, and must not be told a list without it.
+    async fn gc_of_plugins(&self, listed: &Value, survivors: &[Record]) -> Vec<Error> {
+        let mut errors = Vec::new();
+        let primary_name = match primary::networks(&self.settings, &self.cluster).await {
+            Ok(lists) => {
+                let scene = self.bare_scene("", self.invocation.args.clone());
+                for list in lists.iter().take(1).filter(|_| !listed.is_null()) {
+                    errors.extend(chain::gc(list, listed, &scene).await.err());
+                }
+                lists.first().map(|list| list.name.clone()).unwrap_or_default()
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the primary's plugins are not asked to collect");
+                return errors;
+            }
+        };
+        let mut networks: BTreeMap<String, (PluginList, Vec<Value>)> = BTreeMap::new();
+        for record in survivors.iter().filter(|record| !record.primary) {
+            let Ok(list) = self.records.conf(record) else { continue };
+            let attachment = json!({"containerID": record.call.container, "ifname": record.interface});
+            networks.entry(list.name.clone()).or_insert_with(|| (list, Vec::new())).1.push(attachment);
+        }
+        for (name, (list, attachments)) in networks {
+            if name == primary_name || self.is_builtin_list(&list) {
+                continue;
+            }
+            let scene = self.bare_scene("", self.invocation.args.clone());
+            errors.extend(
+                chain::gc(&list, &Value::Array(attachments), &scene).await.err().map(|error| error.of_network(name)),
+            );
+        }
+        errors
+    }
+}

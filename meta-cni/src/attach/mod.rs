@@ -1,0 +1,123 @@
+//! Doing it: one file a verb, over the journal ([`record`]), the lock of the sandbox, and what is attached in-process
+//! ([`builtin`]). Rollback, DEL, GC and the retry after a crash all undo an attachment by the same function ([`undo`]).
+
+pub mod record;
+
+mod add;
+mod builtin;
+mod builtin_ipam;
+mod check;
+mod del;
+mod gc;
+mod lock;
+mod primary;
+mod readiness;
+mod request;
+mod undo;
+
+use std::path::PathBuf;
+
+use sandbox::Netns;
+use tokio::time::Instant;
+
+use crate::{
+    cluster::Cluster,
+    cni::{CniArgs, Command, Error, Invocation, ProcessGroup, Scene, start_time},
+    node::{Layout, boot_id},
+    settings::Settings,
+};
+use record::{Call, Record, Records};
+
+/// Everything that the verbs of one call share.
+#[derive(Debug)]
+pub struct Engine {
+    settings: Settings,
+    layout: Layout,
+    records: Records,
+    cluster: Cluster,
+    boot_id: String,
+    /// `binDir`, then `CNI_PATH`.
+    path: Vec<PathBuf>,
+    invocation: Invocation,
+    deadline: Instant,
+}
+
+impl Engine {
+    /// The engine for one call.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for a wrong conf; [`Error::Io`] when our directories cannot be made.
+    pub fn new(invocation: Invocation, settings: Settings) -> Result<Self, Error> {
+        let timeout = if invocation.command == Command::Add { settings.add_timeout } else { settings.del_timeout };
+        let deadline = Instant::now() + timeout;
+        let layout = Layout::of(&settings);
+        let mut path = vec![settings.bin_dir.clone()];
+        path.extend(invocation.path.iter().filter(|directory| **directory != settings.bin_dir).cloned());
+        Ok(Self {
+            records: Records::of(&layout),
+            cluster: Cluster::of(&settings, deadline),
+            boot_id: boot_id()?,
+            layout,
+            settings,
+            path,
+            invocation,
+            deadline,
+        })
+    }
+
+    /// The key of this call.
+    fn call(&self) -> Result<Call, Error> {
+        Ok(Call {
+            conf: self.invocation.conf.text("name")?,
+            container: self.invocation.container.clone(),
+            if_name: self.invocation.if_name.clone(),
+        })
+    }
+
+    /// What the plugins of a recorded attachment are told, in the namespace `netns` (empty when it is gone).
+    fn scene(&self, record: &Record, netns: &str) -> Scene {
+        Scene {
+            container: record.call.container.clone(),
+            netns: netns.to_owned(),
+            if_name: record.interface.clone(),
+            args: record.args.clone(),
+            path: self.path.clone(),
+            runtime_config: record.runtime_object(),
+            deadline: self.deadline,
+        }
+    }
+
+    /// What the plugins of a network are told that has no record.
+    fn bare_scene(&self, netns: &str, args: CniArgs) -> Scene {
+        Scene {
+            container: self.invocation.container.clone(),
+            netns: netns.to_owned(),
+            if_name: self.invocation.if_name.clone(),
+            args,
+            path: self.path.clone(),
+            runtime_config: self.invocation.conf.get("runtimeConfig").ok().flatten().unwrap_or_default(),
+            deadline: self.deadline,
+        }
+    }
+}
+
+/// This process, as records name it.
+fn this_process() -> Option<ProcessGroup> {
+    let pid = std::process::id();
+    Some(ProcessGroup { id: i32::try_from(pid).ok()?, start_time: start_time(pid)? })
+}
+
+/// The namespace at a path, if there is one. One that cannot be looked at counts as there: it must not be taken for dead.
+///
+/// # Errors
+/// The error of a path that is neither gone nor a namespace we can open.
+fn open_netns(path: &str) -> Result<Option<Netns>, Error> {
+    if path.is_empty() {
+        return Ok(None);
+    }
+    match Netns::open(path) {
+        Ok(netns) => Ok(Some(netns)),
+        Err(sandbox::Error::NamespaceGone { .. } | sandbox::Error::NotANamespace { .. }) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}

@@ -1,0 +1,82 @@
+//! STATUS: can this node take pods? Speaks for the primary network alone, without an API request: kubelet asks every few
+//! seconds, and an error makes the node NotReady for every pod. VFs all in use is a normal day.
+
+use sandbox::{IfName, Netns, Rtnl, read_back};
+
+use super::{Engine, primary};
+use crate::{
+    cluster::Cluster,
+    cni::{Error, PluginList, find_plugin},
+    files,
+};
+
+/// The bridge of Flannel's chain, unless its configuration names another.
+const FLANNEL_BRIDGE: &str = "cni0";
+
+impl Engine {
+    /// Looks at the primary's configuration, its programs, Flannel's subnet and bridge, and our state directory.
+    ///
+    /// # Errors
+    /// [`Error::NotReady`] with the first thing that is missing.
+    pub async fn status(&self) -> Result<(), Error> {
+        let not_ready = |problem: String| Error::NotReady(format!("the network is not ready: {problem}"));
+        self.layout.create().map_err(|error| not_ready(format!("{error}: {}", error.details())))?;
+        let probe = self.layout.state().join(".writable");
+        files::replace(&probe, b"", 0o600, false)
+            .and_then(|()| files::remove(&probe))
+            .map_err(|error| not_ready(format!("{error}: {}", error.details())))?;
+        // A primary given as a definition is in the API server, which STATUS does not ask.
+        let lists = match primary::networks(&self.settings, &Cluster::None).await {
+            Ok(lists) => lists,
+            Err(Error::TryLater(_)) if self.is_definition() => return Ok(()),
+            Err(error) => return Err(not_ready(error.to_string())),
+        };
+        let Some(list) = lists.first() else { return Ok(()) };
+        if let Some(missing) = primary::missing(list, &self.settings) {
+            return Err(not_ready(missing));
+        }
+        for plugin in &list.plugins {
+            find_plugin(&plugin.kind, &self.path).map_err(|error| not_ready(error.to_string()))?;
+        }
+        match bridge_disagreement(list).await {
+            Some(problem) => Err(not_ready(problem)),
+            None => Ok(()),
+        }
+    }
+
+    fn is_definition(&self) -> bool {
+        self.cluster.is_there() && self.settings.cluster_network.as_deref().is_some_and(|name| !name.starts_with('/'))
+    }
+}
+
+/// After flanneld got another subnet, a bridge that kept the old one gives every new pod an address that nobody routes;
+/// the bridge plugin then fails each ADD ("already has an IP address different from").
+async fn bridge_disagreement(list: &PluginList) -> Option<String> {
+    let file = primary::subnet_file(list)?;
+    let subnet = primary::subnet_of(&std::fs::read_to_string(&file).ok()?)?;
+    let flannel = list.plugins.iter().find(|plugin| plugin.kind == "flannel")?;
+    let delegate: crate::cni::Object = flannel.object.get("delegate").ok()??;
+    let kind = delegate.text("type").ok()?;
+    if !(kind.is_empty() || kind == "bridge") {
+        return None;
+    }
+    let name =
+        delegate.text("bridge").ok().filter(|name| !name.is_empty()).unwrap_or_else(|| FLANNEL_BRIDGE.to_owned());
+    let links = Rtnl::open(&Netns::current().ok()?).ok()?;
+    // No bridge yet: the first pod makes it.
+    let found = read_back(&links, &IfName::try_from(name.as_str()).ok()?).await.ok()?;
+    let addresses: Vec<String> = found
+        .addresses
+        .iter()
+        .filter(|address| address.net.addr().is_ipv4() == subnet.addr().is_ipv4() && address.scope == 0)
+        .map(|address| address.net.to_string())
+        .collect();
+    let agrees = addresses.is_empty() || addresses.contains(&subnet.to_string());
+    (!agrees).then(|| {
+        format!(
+            "bridge {name} has {}, {} says {subnet}: delete the bridge (ip link delete {name}), the next pod makes it anew",
+            addresses.join(", "),
+            file.display()
+        )
+    })
+}

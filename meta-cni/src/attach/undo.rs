@@ -1,0 +1,100 @@
+//! Undoing one attachment: by state, from its record, as often as it takes.
+
+use sandbox::Rtnl;
+use tokio::time::Instant;
+
+use super::{
+    Engine, open_netns,
+    record::{Entry, Record, Stage},
+    this_process,
+};
+use crate::cni::{Error, chain};
+
+impl Engine {
+    /// The same engine with another deadline.
+    pub(super) fn with_deadline(&self, deadline: Instant) -> Self {
+        Self {
+            settings: self.settings.clone(),
+            layout: self.layout.clone(),
+            records: self.records.clone(),
+            cluster: crate::cluster::Cluster::of(&self.settings, deadline),
+            boot_id: self.boot_id.clone(),
+            path: self.path.clone(),
+            invocation: self.invocation.clone(),
+            deadline,
+        }
+    }
+
+    /// Undoes entries of one sandbox, the last attachment first, and goes on after a failure. `netns` is where the runtime
+    /// says that the sandbox is; a namespace that is gone is one thing less to undo.
+    pub(super) async fn undo_entries(&self, entries: Vec<Entry>, netns: &str) -> Vec<Error> {
+        let mut errors = Vec::new();
+        for entry in entries.into_iter().rev() {
+            let title = match &entry {
+                Entry::Good(record) => record.title(),
+                Entry::Torn { interface, .. } => interface.clone(),
+            };
+            let undone = match entry {
+                Entry::Good(record) => self.undo(*record, netns).await,
+                Entry::Torn { path, call, interface } => self.undo_torn(&path, &call, &interface).await,
+            };
+            errors.extend(undone.err().map(|error| error.of_network(title)));
+        }
+        errors
+    }
+
+    /// Undoes one attachment and removes its record. When that fails while the namespace lives, the error is reported and
+    /// the record stays for the retry; once the namespace is gone the runtime will not retry for ever, so the record is
+    /// marked as owed and the failure is a warning.
+    pub(super) async fn undo(&self, mut record: Record, netns: &str) -> Result<(), Error> {
+        let netns = self.live_netns(&record, netns)?;
+        record.worker = this_process();
+        self.records.write(&record, false)?;
+        match self.undo_steps(&mut record, netns.as_deref()).await {
+            Ok(()) => self.records.remove(&record),
+            Err(error) => {
+                record.plugin = None;
+                if netns.is_some() {
+                    self.records.write(&record, false)?;
+                    return Err(error);
+                }
+                tracing::warn!(network = record.title(), %error, "DEL is owed: the namespace is gone, GC will try again");
+                record.stage = Stage::Owed;
+                record.owed_because = error.to_string();
+                self.records.write(&record, true)
+            }
+        }
+    }
+
+    /// The path of the sandbox's namespace, if it is still the one of the record.
+    fn live_netns(&self, record: &Record, netns: &str) -> Result<Option<String>, Error> {
+        let path = if netns.is_empty() { &record.netns } else { netns };
+        if record.boot_id != self.boot_id {
+            return Ok(None);
+        }
+        let Some(found) = open_netns(path)? else { return Ok(None) };
+        let same = record.netns_id.as_ref().is_none_or(|id| (id.dev, id.inode) == (found.id().dev, found.id().inode));
+        Ok(same.then(|| path.to_owned()))
+    }
+
+    async fn undo_steps(&self, record: &mut Record, netns: Option<&str>) -> Result<(), Error> {
+        let list = record.additions.apply(self.records.conf(record)?)?;
+        if let (Some(path), Some(change)) = (netns, record.default_routes.take()) {
+            let links = Rtnl::open(&sandbox::Netns::open(path)?)?;
+            // The interface may be half gone; what matters is that the other network gets its route back.
+            if let Err(error) = change.undo(&links).await {
+                tracing::warn!(network = record.title(), %error, "the default route before is not restored");
+            }
+        }
+        let builtin = record.vf.is_some() || record.addresses.is_some() || self.is_builtin_list(&list);
+        let scene = self.scene(record, netns.unwrap_or_default());
+        let result = record.result.clone();
+        chain::del(&list, usize::from(builtin), Some(&result), &scene, netns.is_none(), &mut |group| {
+            record.plugin = group;
+            self.records.write(record, false)
+        })
+        .await?;
+        record.plugin = None;
+        if builtin { self.undo_builtin(record, &list, netns).await } else { Ok(()) }
+    }
+}

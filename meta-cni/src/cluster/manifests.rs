@@ -1,0 +1,151 @@
+//! A directory of the YAML that one would `kubectl apply`, in place of an API server.
+
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize as _;
+use serde_json::Value;
+
+use super::{Pod, PodName, Written};
+use crate::{
+    cni::{Error, files_in},
+    files,
+    network::Definition,
+};
+
+/// The directory beside the manifests where status is written.
+const STATUS_DIRECTORY: &str = "network-status";
+
+/// Pods and definitions from files.
+#[derive(Debug)]
+pub struct Manifests {
+    directory: PathBuf,
+}
+
+impl Manifests {
+    pub(super) fn new(directory: &Path) -> Self {
+        Self { directory: directory.to_owned() }
+    }
+
+    /// A pod that no file describes asks for nothing: a node without a cluster runs such pods.
+    pub(super) fn pod(&self, pod: &PodName) -> Result<Pod, Error> {
+        let object = self.object("Pod", &pod.namespace, &pod.name)?;
+        Ok(object.map(|object| Pod { uid: None, ..Pod::from_object(&object) }).unwrap_or_default())
+    }
+
+    pub(super) fn definition(&self, namespace: &str, name: &str) -> Result<Definition, Error> {
+        match self.object("NetworkAttachmentDefinition", namespace, name)? {
+            Some(object) => Ok(Definition { namespace: namespace.to_owned(), ..Definition::from_object(&object) }),
+            None => Err(Error::Config(format!(
+                "there is no definition {namespace}/{name} in {}: add its manifest there",
+                self.directory.display()
+            ))),
+        }
+    }
+
+    pub(super) fn write_status(&self, pod: &PodName, status: &str) -> Result<Written, Error> {
+        let path = self.status_path(pod);
+        files::create_directory(&self.directory.join(STATUS_DIRECTORY), 0o755)?;
+        files::replace(&path, format!("{status}\n").as_bytes(), 0o644, false)?;
+        Ok(Written::Done)
+    }
+
+    pub(super) fn forget_status(&self, pod: &PodName) {
+        let path = self.status_path(pod);
+        if let Err(error) = files::remove(&path) {
+            tracing::warn!(%error, "the status of a pod that is gone stays");
+        }
+    }
+
+    fn status_path(&self, pod: &PodName) -> PathBuf {
+        self.directory.join(STATUS_DIRECTORY).join(format!("{}.{}.json", pod.namespace, pod.name))
+    }
+
+    /// The object of a kind and name. An object without a namespace is in "default", as kubectl would apply it.
+    fn object(&self, kind: &str, namespace: &str, name: &str) -> Result<Option<Value>, Error> {
+        std::fs::read_dir(&self.directory).map_err(|source| Error::io("read", self.directory.display(), source))?;
+        for path in files_in(&self.directory, &["yaml", "yml", "json"]) {
+            let text = std::fs::read_to_string(&path).map_err(|source| Error::io("read", path.display(), source))?;
+            for object in documents(&path, &text)? {
+                let meta = &object["metadata"];
+                let found_namespace = meta["namespace"].as_str().unwrap_or("default");
+                if object["kind"] == kind && meta["name"] == name && found_namespace == namespace {
+                    return Ok(Some(object));
+                }
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// The documents of a YAML file; JSON is YAML.
+fn documents(path: &Path, text: &str) -> Result<Vec<Value>, Error> {
+    let mut documents = Vec::new();
+    for document in text.split("\n---") {
+        let document = document.trim_start_matches("---");
+        if document.lines().all(|line| line.trim().is_empty() || line.trim_start().starts_with('#')) {
+            continue;
+        }
+        let value: Value =
+            serde_saphyr::from_str(document).map_err(|problem| Error::decode(path.display().to_string(), problem))?;
+        if value["kind"] == "List" {
+            documents.extend(Vec::deserialize(&value["items"]).map_err(|problem| Error::decode("a List", problem))?);
+        } else {
+            documents.push(value);
+        }
+    }
+    Ok(documents)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const YAML: &str = r#"# two objects
+---
+apiVersion: v1
+kind: Pod
+metadata:
+  name: a
+  annotations:
+    k8s.v1.cni.cncf.io/networks: net-a
+---
+apiVersion: k8s.cni.cncf.io/v1
+kind: NetworkAttachmentDefinition
+metadata: {name: net-a, namespace: other}
+spec:
+  config: |
+    {"type": "macvlan", "n": 1.0}
+"#;
+
+    #[test]
+    fn pods_and_definitions_are_found_and_status_is_written_beside() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("all.yaml"), YAML).unwrap();
+        let manifests = Manifests::new(dir.path());
+        let name = |name: &str| PodName { namespace: "default".into(), name: name.into(), uid: String::new() };
+        assert_eq!(manifests.pod(&name("a")).unwrap().annotations["k8s.v1.cni.cncf.io/networks"], "net-a");
+        assert_eq!(manifests.pod(&name("b")).unwrap(), Pod::default());
+        assert_eq!(manifests.definition("other", "net-a").unwrap().config.trim(), r#"{"type": "macvlan", "n": 1.0}"#);
+        match manifests.definition("default", "net-a") {
+            Err(Error::Config(text)) => assert!(text.contains("no definition default/net-a"), "{text}"),
+            other => panic!("{other:?}"),
+        }
+        manifests.write_status(&name("a"), "[]").unwrap();
+        assert_eq!(std::fs::read_to_string(dir.path().join("network-status/default.a.json")).unwrap(), "[]\n");
+        manifests.forget_status(&name("a"));
+        manifests.forget_status(&name("a"));
+        assert_eq!(std::fs::read_dir(dir.path().join("network-status")).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_broken_file_and_a_missing_directory_are_named() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("broken.yaml"), "a: [").unwrap();
+        let manifests = Manifests::new(dir.path());
+        assert!(
+            matches!(manifests.definition("a", "b"), Err(Error::Decode { what, .. }) if what.contains("broken.yaml"))
+        );
+        let nowhere = Manifests::new(Path::new("/nowhere/at/all"));
+        assert!(matches!(nowhere.definition("a", "b"), Err(Error::Io { path, .. }) if path == "/nowhere/at/all"));
+    }
+}

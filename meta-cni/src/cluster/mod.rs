@@ -1,0 +1,154 @@
+//! Where pods and definitions come from and where status goes: an API server, or a directory of manifests.
+
+mod api_server;
+mod dns;
+mod manifests;
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+use tokio::time::Instant;
+
+use crate::{
+    cni::{CniArgs, Error},
+    network::Definition,
+    settings::Settings,
+};
+use api_server::ApiServer;
+use manifests::Manifests;
+
+/// The pod a call is for, as the runtime names it in `CNI_ARGS`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct PodName {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Its UID as kubelet knows it; for a static pod that is not the API server's.
+    #[serde(default)]
+    pub uid: String,
+}
+
+impl PodName {
+    /// The pod named in the arguments, if there is one: runtimes without Kubernetes name none.
+    #[must_use]
+    pub fn of_args(args: &CniArgs) -> Option<Self> {
+        let text = |key| args.get(key).to_owned();
+        let pod = Self { namespace: text("K8S_POD_NAMESPACE"), name: text("K8S_POD_NAME"), uid: text("K8S_POD_UID") };
+        if pod.namespace.is_empty() || pod.name.is_empty() { None } else { Some(pod) }
+    }
+}
+
+/// What we need to know of a pod.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Pod {
+    /// The UID of the object where its status is written; unknown when only the runtime told us of the pod.
+    pub uid: Option<String>,
+    /// Its annotations.
+    pub annotations: BTreeMap<String, String>,
+}
+
+impl Pod {
+    /// Reads the object's metadata.
+    #[must_use]
+    pub fn from_object(object: &Value) -> Self {
+        let annotations = object["metadata"]["annotations"].as_object().into_iter().flatten();
+        Self {
+            uid: object["metadata"]["uid"].as_str().map(str::to_owned),
+            annotations: annotations
+                .filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned())))
+                .collect(),
+        }
+    }
+
+    /// Whether kubelet made the pod from a file of its own; the API server's object is then a mirror with another UID.
+    #[must_use]
+    pub fn is_static(&self) -> bool {
+        self.annotations.get("kubernetes.io/config.source").is_some_and(|source| source != "api")
+    }
+}
+
+/// What became of a status that was to be written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Written {
+    /// It is there.
+    Done,
+    /// The pod is gone, or another one has its name.
+    PodGone,
+}
+
+/// The cluster, as far as this node's conf leads to one.
+#[derive(Debug)]
+pub enum Cluster {
+    /// An API server.
+    ApiServer(Box<ApiServer>),
+    /// A directory of manifests.
+    Manifests(Manifests),
+    /// Nothing is configured: pods get the networks of the conf alone.
+    None,
+}
+
+impl Cluster {
+    /// The cluster of a conf. Nothing is opened yet.
+    #[must_use]
+    pub fn of(settings: &Settings, deadline: Instant) -> Self {
+        if let Some(directory) = &settings.manifest_dir {
+            return Self::Manifests(Manifests::new(directory));
+        }
+        match &settings.kubeconfig {
+            Some(path) => Self::ApiServer(Box::new(ApiServer::new(path, deadline))),
+            None => Self::None,
+        }
+    }
+
+    /// Whether pods can be asked for.
+    #[must_use]
+    pub fn is_there(&self) -> bool {
+        !matches!(self, Self::None)
+    }
+
+    /// A pod's UID and annotations.
+    ///
+    /// # Errors
+    /// [`Error::TryLater`] when it cannot be had now, or there is no such pod (yet).
+    pub async fn pod(&self, name: &PodName) -> Result<Pod, Error> {
+        match self {
+            Self::ApiServer(server) => server.pod(name).await,
+            Self::Manifests(manifests) => manifests.pod(name),
+            Self::None => Ok(Pod::default()),
+        }
+    }
+
+    /// A definition.
+    ///
+    /// # Errors
+    /// [`Error::Config`] when there is none of that name, [`Error::TryLater`] when it cannot be had now.
+    pub async fn definition(&self, namespace: &str, name: &str) -> Result<Definition, Error> {
+        match self {
+            Self::ApiServer(server) => server.definition(namespace, name).await,
+            Self::Manifests(manifests) => manifests.definition(namespace, name),
+            Self::None => Err(Error::Config(format!(
+                "definition {namespace}/{name} cannot be looked up: the conf has neither \"kubeconfig\" nor \"manifestDir\""
+            ))),
+        }
+    }
+
+    /// Writes network-status, provided that the pod is still the one of this UID.
+    ///
+    /// # Errors
+    /// [`Error::TryLater`] when it cannot be written now, [`Error::Io`] in the manifests directory.
+    pub async fn write_status(&self, pod: &PodName, uid: Option<&str>, status: &str) -> Result<Written, Error> {
+        match self {
+            Self::ApiServer(server) => server.write_status(pod, uid, status).await,
+            Self::Manifests(manifests) => manifests.write_status(pod, status),
+            Self::None => Ok(Written::Done),
+        }
+    }
+
+    /// Forgets what [`Cluster::write_status`] left beside the manifests; an API server's pod takes it along.
+    pub fn forget_status(&self, pod: &PodName) {
+        if let Self::Manifests(manifests) = self {
+            manifests.forget_status(pod);
+        }
+    }
+}

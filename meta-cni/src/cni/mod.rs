@@ -1,0 +1,23 @@
+//! The CNI protocol, both sides: what a runtime asks of us (invocation, configuration, result, error) and how we ask
+//! other plugins (one execution, a chain of them). Knows nothing of Kubernetes.
+
+pub mod chain;
+
+mod args;
+mod conf;
+mod error;
+mod exec;
+mod invocation;
+mod object;
+mod result;
+mod version;
+
+pub use args::CniArgs;
+pub use chain::Scene;
+pub use conf::{Plugin, PluginList, files_in, names_meta_plugin};
+pub use error::Error;
+pub use exec::{ProcessGroup, find_plugin, start_time};
+pub use invocation::{Asked, Command, Invocation, RECURSION_MARK, check_interface_name, check_network_name};
+pub use object::Object;
+pub use result::{CniResult, Dns, Interface, Ip, Route};
+pub use version::SpecVersion;

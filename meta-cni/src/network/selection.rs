@@ -1,0 +1,282 @@
+//! The annotation `k8s.v1.cni.cncf.io/networks`: which networks a pod asks for.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use crate::cni::{Error, check_interface_name};
+
+/// The annotation's key (multi-net-spec 4.1).
+pub const NETWORKS_ANNOTATION: &str = "k8s.v1.cni.cncf.io/networks";
+
+/// One network selection element: a network that the pod asks for, and how.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Selection {
+    /// Namespace of the definition.
+    pub namespace: String,
+    /// Name of the definition.
+    pub name: String,
+    /// The name of the interface, when the pod chooses it.
+    pub interface: Option<String>,
+    /// Addresses asked for, with or without a length of prefix.
+    pub ips: Vec<String>,
+    /// Hardware address asked for.
+    pub mac: Option<String>,
+    /// GUID of an InfiniBand interface.
+    pub infiniband_guid: Option<String>,
+    /// Port mappings, as they go into `runtimeConfig`.
+    pub port_mappings: Option<Value>,
+    /// Bandwidth, as it goes into `runtimeConfig`.
+    pub bandwidth: Option<Value>,
+    /// Gateways of the pod's default route; an empty list keeps what the plugin made.
+    pub default_route: Option<Vec<IpAddr>>,
+    /// Merged into `args.cni` of every plugin.
+    pub cni_args: Map<String, Value>,
+    /// A device chosen by the pod; given to plugins that declare the capability `deviceID`.
+    pub device_id: Option<String>,
+    /// The claim that an IPAM plugin with persistent addresses reads.
+    pub ipam_claim: Option<String>,
+}
+
+impl Selection {
+    /// Namespace and name as network-status writes them.
+    #[must_use]
+    pub fn network(&self) -> String {
+        format!("{}/{}", self.namespace, self.name)
+    }
+}
+
+/// The wire form of one element.
+#[derive(Deserialize)]
+struct RawSelection {
+    #[serde(default)]
+    name: String,
+    #[serde(default)]
+    namespace: String,
+    #[serde(default, alias = "interfaceRequest")]
+    interface: Option<String>,
+    #[serde(default)]
+    ips: Option<Vec<String>>,
+    #[serde(default)]
+    mac: Option<String>,
+    #[serde(default, rename = "infiniband-guid")]
+    infiniband_guid: Option<String>,
+    #[serde(default, rename = "portMappings")]
+    port_mappings: Option<Value>,
+    #[serde(default)]
+    bandwidth: Option<Value>,
+    #[serde(default, rename = "default-route")]
+    default_route: Option<Vec<String>>,
+    #[serde(default, rename = "cni-args")]
+    cni_args: Option<Map<String, Value>>,
+    #[serde(default, rename = "deviceID")]
+    device_id: Option<String>,
+    #[serde(default, rename = "ipam-claim-reference")]
+    ipam_claim: Option<String>,
+    #[serde(flatten)]
+    unknown: Map<String, Value>,
+}
+
+/// Reads the annotation of a pod in `pod_namespace`; an empty one asks for nothing.
+///
+/// # Errors
+/// [`Error::Decode`] when it looks like JSON and is none, [`Error::Config`] with everything that is wrong in it.
+pub fn parse(annotation: &str, pod_namespace: &str) -> Result<Vec<Selection>, Error> {
+    let text = annotation.trim();
+    if text.is_empty() {
+        return Ok(Vec::new());
+    }
+    let found: Vec<Result<Selection, Error>> = if text.contains(['[', '{', '"']) {
+        let raw: Vec<RawSelection> = serde_json::from_str(text)
+            .map_err(|problem| Error::decode(format!("annotation {NETWORKS_ANNOTATION}"), problem))?;
+        raw.into_iter().enumerate().map(|(index, raw)| raw.check(index, pod_namespace)).collect()
+    } else {
+        text.split(',').map(|part| parse_short(part.trim(), pod_namespace)).collect()
+    };
+    let (good, bad): (Vec<_>, Vec<_>) = found.into_iter().partition(Result::is_ok);
+    match Error::join(bad.into_iter().filter_map(Result::err).collect()) {
+        None => Ok(good.into_iter().flatten().collect()),
+        Some(error) => Err(error),
+    }
+}
+
+/// `[NAMESPACE/]NAME[@INTERFACE]`
+fn parse_short(part: &str, pod_namespace: &str) -> Result<Selection, Error> {
+    let wrong = |problem: &str| Err(wrong_element(&format!("\"{part}\""), problem));
+    let (network, interface) = match part.split_once('@') {
+        Some((network, interface)) => (network.trim(), Some(interface.trim().to_owned())),
+        None => (part, None),
+    };
+    let (namespace, name) = network.split_once('/').unwrap_or((pod_namespace, network));
+    if part.is_empty() {
+        return wrong("an element is empty: is there a comma too many?");
+    }
+    let selection = Selection {
+        namespace: namespace.trim().to_owned(),
+        name: name.trim().to_owned(),
+        interface,
+        ..Selection::default()
+    };
+    match selection.problem() {
+        Some(problem) => wrong(&problem),
+        None => Ok(selection),
+    }
+}
+
+fn wrong_element(element: &str, problem: &str) -> Error {
+    Error::Config(format!("annotation {NETWORKS_ANNOTATION}: {element}: {problem}"))
+}
+
+impl RawSelection {
+    fn check(self, index: usize, pod_namespace: &str) -> Result<Selection, Error> {
+        let element = format!("element {} ({})", index + 1, if self.name.is_empty() { "no name" } else { &self.name });
+        for key in self.unknown.keys() {
+            tracing::warn!(element, key, "unknown key in the annotation {NETWORKS_ANNOTATION} is ignored");
+        }
+        let mut gateways = None;
+        if let Some(texts) = &self.default_route {
+            let parsed: Result<Vec<IpAddr>, _> = texts.iter().map(|text| text.parse()).collect();
+            let Ok(parsed) = parsed else {
+                return Err(wrong_element(&element, &format!("\"default-route\" {texts:?}: not all are IP addresses")));
+            };
+            gateways = Some(parsed);
+        }
+        let non_empty = |text: Option<String>| text.filter(|text| !text.is_empty());
+        let selection = Selection {
+            namespace: if self.namespace.is_empty() { pod_namespace.to_owned() } else { self.namespace },
+            name: self.name,
+            interface: non_empty(self.interface),
+            ips: self.ips.unwrap_or_default(),
+            mac: non_empty(self.mac),
+            infiniband_guid: non_empty(self.infiniband_guid),
+            port_mappings: self.port_mappings.filter(|value| !value.is_null()),
+            bandwidth: self.bandwidth.filter(|value| !value.is_null()),
+            default_route: gateways,
+            cni_args: self.cni_args.unwrap_or_default(),
+            device_id: non_empty(self.device_id),
+            ipam_claim: non_empty(self.ipam_claim),
+        };
+        match selection.problem() {
+            Some(problem) => Err(wrong_element(&element, &problem)),
+            None => Ok(selection),
+        }
+    }
+}
+
+impl Selection {
+    /// What is wrong with it, if anything.
+    fn problem(&self) -> Option<String> {
+        if !is_object_name(&self.name) {
+            return Some(format!("\"{}\" is no name of a definition", self.name));
+        }
+        if !is_object_name(&self.namespace) {
+            return Some(format!("\"{}\" is no name of a namespace", self.namespace));
+        }
+        if let Some(problem) = self.interface.as_deref().and_then(|name| check_interface_name(name).err()) {
+            return Some(problem);
+        }
+        if let Some(ip) = self.ips.iter().find(|text| text.parse::<IpAddr>().is_err() && text.parse::<IpNet>().is_err())
+        {
+            return Some(format!("\"ips\": \"{ip}\" is neither an address nor one with a prefix length"));
+        }
+        for (key, value) in [("mac", &self.mac), ("infiniband-guid", &self.infiniband_guid)] {
+            if let Some(text) = value.as_deref().filter(|text| !is_hardware_address(text)) {
+                return Some(format!("\"{key}\": \"{text}\" is no hardware address"));
+            }
+        }
+        let gateways = self.default_route.as_deref().unwrap_or_default();
+        if [true, false].into_iter().any(|v4| gateways.iter().filter(|gateway| gateway.is_ipv4() == v4).count() > 1) {
+            return Some(
+                "\"default-route\" has more than one gateway of a family: several are not supported".to_owned(),
+            );
+        }
+        if self.ipam_claim.is_some() && !self.ips.is_empty() {
+            return Some("\"ips\" and \"ipam-claim-reference\" exclude each other".to_owned());
+        }
+        None
+    }
+}
+
+/// A DNS-1123 subdomain, as names of Kubernetes objects are.
+fn is_object_name(text: &str) -> bool {
+    let word = |part: &str| {
+        !part.is_empty()
+            && !part.starts_with('-')
+            && !part.ends_with('-')
+            && part.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-')
+    };
+    text.len() <= 253 && text.split('.').all(word)
+}
+
+/// 6, 8 or 20 bytes in pairs of hexadecimal digits (Go `net.ParseMAC` with its usual separators).
+fn is_hardware_address(text: &str) -> bool {
+    let separator = if text.contains('-') { '-' } else { ':' };
+    let parts: Vec<&str> = text.split(separator).collect();
+    matches!(parts.len(), 6 | 8 | 20)
+        && parts.iter().all(|part| part.len() == 2 && part.chars().all(|c| c.is_ascii_hexdigit()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_short_form() {
+        let found = parse(" sriov-a , other/sriov-b@data0,a.b ", "default").unwrap();
+        let shape: Vec<_> = found.iter().map(|s| (s.network(), s.interface.clone())).collect();
+        let expected = [("default/sriov-a", None), ("other/sriov-b", Some("data0")), ("default/a.b", None)];
+        assert_eq!(shape, expected.map(|(network, name)| (network.to_owned(), name.map(str::to_owned))));
+        assert!(parse("", "default").unwrap().is_empty());
+        assert!(parse("[]", "default").unwrap().is_empty());
+    }
+
+    #[test]
+    fn the_json_form_with_every_field() {
+        let text = r#"[{"name":"a","namespace":"ns","ips":["10.0.0.1/24","fd00::1"],"mac":"02:00:00:00:00:01",
+            "infiniband-guid":"02:00:00:00:00:00:00:01","interfaceRequest":"data0","portMappings":[{"hostPort":1}],
+            "bandwidth":{"ingressRate":1},"default-route":["10.0.0.254","fd00::fe"],"cni-args":{"k":1},"deviceID":"dev"}]"#;
+        let found = parse(text, "default").unwrap().remove(0);
+        assert_eq!(found.network(), "ns/a");
+        assert_eq!(found.interface.as_deref(), Some("data0"));
+        assert_eq!(found.ips, ["10.0.0.1/24", "fd00::1"]);
+        assert_eq!(found.default_route.as_ref().map(Vec::len), Some(2));
+        assert_eq!(found.cni_args["k"], 1);
+        assert_eq!(found.device_id.as_deref(), Some("dev"));
+        assert_eq!(parse(r#"[{"name":"a"}]"#, "pods").unwrap()[0].namespace, "pods");
+    }
+
+    #[test]
+    fn everything_that_is_wrong_is_said_at_once() {
+        match parse("a,B!,c@this-name-is-too-long", "default") {
+            Err(Error::Several(errors)) => {
+                assert!(errors[0].to_string().contains("\"B!\" is no name"));
+                assert!(errors[1].to_string().contains("too long"));
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn wrong_elements() {
+        for (text, part) in [
+            ("a,", "comma too many"),
+            (r#"[{"name":""}]"#, "(no name)"),
+            (r#"[{"name":"a","namespace":"B"}]"#, "no name of a namespace"),
+            (r#"[{"name":"a","interface":"a/b"}]"#, "contains /"),
+            (r#"[{"name":"a","ips":["10.0.0"]}]"#, "\"10.0.0\" is neither"),
+            (r#"[{"name":"a","mac":"zz"}]"#, "no hardware address"),
+            (r#"[{"name":"a","default-route":["10.0.0.1","10.0.0.2"]}]"#, "more than one gateway"),
+            (r#"[{"name":"a","default-route":["x"]}]"#, "not all are IP"),
+            (r#"[{"name":"a","ips":["10.0.0.1"],"ipam-claim-reference":"c"}]"#, "exclude each other"),
+        ] {
+            match parse(text, "default") {
+                Err(Error::Config(message)) => assert!(message.contains(part), "{text}: {message}"),
+                other => panic!("{text}: {other:?}"),
+            }
+        }
+        assert!(matches!(parse("[{", "default"), Err(Error::Decode { .. })));
+        assert!(matches!(parse("{\"name\":\"a\"}", "default"), Err(Error::Decode { .. })));
+    }
+}

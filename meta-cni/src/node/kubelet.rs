@@ -1,0 +1,122 @@
+//! Which devices kubelet gave to a pod: its pod-resources API (v1, List), or the checkpoint of its device manager.
+
+use std::{path::Path, time::Duration};
+
+use tokio::time::{Instant, sleep, timeout_at};
+use tonic::{
+    Code, Request,
+    codegen::http::uri::PathAndQuery,
+    transport::{Channel, Endpoint},
+};
+use tonic_prost::ProstCodec;
+
+use super::checkpoint;
+use crate::{cluster::PodName, cni::Error, network::Devices};
+
+/// kubelet's socket.
+pub const SOCKET: &str = "/var/lib/kubelet/pod-resources/kubelet.sock";
+/// The checkpoint of its device manager.
+pub const CHECKPOINT: &str = "/var/lib/kubelet/device-plugins/kubelet_internal_checkpoint";
+/// The largest answer: a node with hundreds of pods and devices.
+const MESSAGE_LIMIT: usize = 16 << 20;
+
+/// The part of kubelet's `podresources/v1` messages that we read (k8s.io/kubelet, api.proto).
+mod v1 {
+    /// No fields.
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub(super) struct ListPodResourcesRequest {}
+
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub(super) struct ListPodResourcesResponse {
+        #[prost(message, repeated, tag = "1")]
+        pub(super) pod_resources: Vec<PodResources>,
+    }
+
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub(super) struct PodResources {
+        #[prost(string, tag = "1")]
+        pub(super) name: String,
+        #[prost(string, tag = "2")]
+        pub(super) namespace: String,
+        #[prost(message, repeated, tag = "3")]
+        pub(super) containers: Vec<ContainerResources>,
+    }
+
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub(super) struct ContainerResources {
+        #[prost(message, repeated, tag = "2")]
+        pub(super) devices: Vec<ContainerDevices>,
+    }
+
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub(super) struct ContainerDevices {
+        #[prost(string, tag = "1")]
+        pub(super) resource_name: String,
+        #[prost(string, repeated, tag = "2")]
+        pub(super) device_ids: Vec<String>,
+    }
+}
+
+/// The devices of a pod: from the socket, or from the checkpoint when there is no socket.
+///
+/// # Errors
+/// [`Error::TryLater`] when kubelet does not answer; [`Error::Io`], [`Error::Decode`] for the checkpoint.
+pub async fn devices(pod: &PodName, socket: &Path, checkpoint: &Path, deadline: Instant) -> Result<Devices, Error> {
+    if socket.exists() {
+        return list(pod, socket, deadline).await;
+    }
+    if !checkpoint.exists() {
+        return Err(Error::TryLater(format!(
+            "the devices of pod {}/{} cannot be looked up: neither {} nor {} exists: is kubelet running?",
+            pod.namespace,
+            pod.name,
+            socket.display(),
+            checkpoint.display()
+        )));
+    }
+    let text = std::fs::read(checkpoint).map_err(|source| Error::io("read", checkpoint.display(), source))?;
+    checkpoint::devices(&text, &pod.uid).map_err(|problem| Error::decode(checkpoint.display().to_string(), problem))
+}
+
+async fn list(pod: &PodName, socket: &Path, deadline: Instant) -> Result<Devices, Error> {
+    let away = |problem: String| {
+        Error::TryLater(format!("kubelet does not list the pods' devices at {}: {problem}", socket.display()))
+    };
+    let endpoint =
+        Endpoint::try_from(format!("unix://{}", socket.display())).map_err(|problem| away(problem.to_string()))?;
+    let channel = timeout_at(deadline, endpoint.connect()).await.map_err(|_| away("the deadline passed".to_owned()))?;
+    let mut grpc = tonic::client::Grpc::new(channel.map_err(|problem| away(problem.to_string()))?)
+        .max_decoding_message_size(MESSAGE_LIMIT);
+    let mut pause = Duration::from_millis(50);
+    loop {
+        let answer = timeout_at(deadline, call(&mut grpc)).await.map_err(|_| away("the deadline passed".to_owned()))?;
+        match answer {
+            Ok(answer) => return Ok(of_pod(pod, answer)),
+            // kubelet limits the rate of this API (100 a second): multus-cni PR #1545.
+            Err(status) if status.code() == Code::ResourceExhausted && Instant::now() + pause < deadline => {
+                sleep(pause).await;
+                pause *= 2;
+            }
+            Err(status) => return Err(away(status.message().to_owned())),
+        }
+    }
+}
+
+async fn call(grpc: &mut tonic::client::Grpc<Channel>) -> Result<v1::ListPodResourcesResponse, tonic::Status> {
+    grpc.ready().await.map_err(|problem| tonic::Status::unavailable(problem.to_string()))?;
+    let codec: ProstCodec<v1::ListPodResourcesRequest, v1::ListPodResourcesResponse> = ProstCodec::default();
+    let path = PathAndQuery::from_static("/v1.PodResourcesLister/List");
+    Ok(grpc.unary(Request::new(v1::ListPodResourcesRequest {}), path, codec).await?.into_inner())
+}
+
+fn of_pod(pod: &PodName, answer: v1::ListPodResourcesResponse) -> Devices {
+    let mut devices = Devices::default();
+    for found in
+        answer.pod_resources.into_iter().filter(|found| found.name == pod.name && found.namespace == pod.namespace)
+    {
+        for given in found.containers.into_iter().flat_map(|container| container.devices) {
+            devices.add(&given.resource_name, given.device_ids);
+        }
+    }
+    devices
+}

@@ -1,0 +1,71 @@
+//! Where things are on a node.
+
+use std::path::{Path, PathBuf};
+
+use crate::{cni::Error, files, settings::Settings};
+
+/// The directories of our state and locks.
+#[derive(Debug, Clone)]
+pub struct Layout {
+    state: PathBuf,
+    run: PathBuf,
+}
+
+impl Layout {
+    /// The layout of a conf.
+    #[must_use]
+    pub fn of(settings: &Settings) -> Self {
+        Self { state: settings.state_dir.clone(), run: settings.run_dir.clone() }
+    }
+
+    /// Makes the directories; they may hold secrets, so they are root's alone.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn create(&self) -> Result<(), Error> {
+        for directory in [self.sandboxes(), self.confs(), self.leases(), self.locks()] {
+            files::create_directory(&directory, 0o700)?;
+        }
+        Ok(())
+    }
+
+    /// Records, a directory for each container.
+    #[must_use]
+    pub fn sandboxes(&self) -> PathBuf {
+        self.state.join("sandboxes")
+    }
+
+    /// Configurations by their hash.
+    #[must_use]
+    pub fn confs(&self) -> PathBuf {
+        self.state.join("confs")
+    }
+
+    /// Who holds a VF.
+    #[must_use]
+    pub fn leases(&self) -> PathBuf {
+        self.state.join("vfs")
+    }
+
+    /// Lock files.
+    #[must_use]
+    pub fn locks(&self) -> PathBuf {
+        self.run.join("lock")
+    }
+
+    /// The root of our state.
+    #[must_use]
+    pub fn state(&self) -> &Path {
+        &self.state
+    }
+}
+
+/// The ID of this boot of the kernel.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn boot_id() -> Result<String, Error> {
+    const PATH: &str = "/proc/sys/kernel/random/boot_id";
+    let text = std::fs::read_to_string(PATH).map_err(|source| Error::io("read", PATH, source))?;
+    Ok(text.trim().to_owned())
+}

@@ -1,0 +1,118 @@
+//! One call: read it, run its verb, say what to print.
+
+use std::io::Read;
+
+use serde_json::Value;
+
+use crate::{
+    attach::Engine,
+    cni::{Asked, Command, Error, Invocation, RECURSION_MARK, SpecVersion},
+    log,
+    settings::Settings,
+};
+
+/// What `main` prints, and its exit code.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Reply {
+    /// For stdout.
+    pub stdout: String,
+    /// For stderr.
+    pub stderr: String,
+    /// The exit code of the process.
+    pub code: u8,
+}
+
+impl Reply {
+    fn success(stdout: String) -> Self {
+        Self { stdout, stderr: String::new(), code: 0 }
+    }
+
+    fn failure(error: &Error, version: SpecVersion) -> Self {
+        Self { stdout: pretty(&error.to_json(version)), stderr: String::new(), code: 1 }
+    }
+}
+
+/// Runs one call of the meta plugin with the environment and stdin of the process.
+pub fn run(env: impl Fn(&str) -> Option<String>, stdin: impl Read) -> Reply {
+    let invocation = match Asked::read(&env, stdin) {
+        Ok(Asked::About) => return Reply { stderr: about(), ..Reply::success(String::new()) },
+        Ok(Asked::Version) => return Reply::success(SpecVersion::report()),
+        Ok(Asked::Call(invocation)) => *invocation,
+        Err(error) => return Reply::failure(&error, SpecVersion::LATEST),
+    };
+    let version = match invocation.conf.text("cniVersion").and_then(|text| SpecVersion::of_conf(Some(&text))) {
+        Ok(version) => version,
+        Err(error) => return Reply::failure(&error, SpecVersion::LATEST),
+    };
+    let called_by_ourselves = env(RECURSION_MARK).is_some();
+    match judge_and_dispatch(invocation, version, called_by_ourselves) {
+        Ok(Some(result)) => Reply::success(pretty(&result)),
+        Ok(None) => Reply::success(String::new()),
+        Err(error) => {
+            tracing::error!(code = error.code(), details = error.details(), "{error}");
+            Reply::failure(&error, version)
+        }
+    }
+}
+
+fn judge_and_dispatch(invocation: Invocation, version: SpecVersion, recursive: bool) -> Result<Option<Value>, Error> {
+    version.allow(invocation.command)?;
+    if recursive {
+        return Err(Error::Config(
+            "meta-cni was called by a plugin that it executed: a configuration leads back to it; name the network's own plugin there".to_owned(),
+        ));
+    }
+    let settings = Settings::read(&invocation.conf)?;
+    log::start(&settings)?;
+    Settings::judge_unknown_keys(&invocation.conf)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|source| Error::io("start", "the I/O runtime", source))?;
+    runtime.block_on(dispatch(invocation, settings))
+}
+
+async fn dispatch(invocation: Invocation, settings: Settings) -> Result<Option<Value>, Error> {
+    let span = tracing::info_span!(
+        "call",
+        verb = invocation.command.as_str(),
+        container = invocation.container,
+        interface = invocation.if_name,
+        pod = invocation.args.get("K8S_POD_NAME"),
+        namespace = invocation.args.get("K8S_POD_NAMESPACE"),
+    );
+    let command = invocation.command;
+    let work = async {
+        let engine = Engine::new(invocation, settings)?;
+        match command {
+            Command::Add => engine.add().await.map(Some),
+            Command::Del => engine.del().await.map(|()| None),
+            Command::Check => engine.check().await.map(|()| None),
+            Command::Gc => engine.gc().await.map(|()| None),
+            Command::Status => engine.status().await.map(|()| None),
+            Command::Version => Ok(None),
+        }
+    };
+    tracing::Instrument::instrument(work, span).await
+}
+
+/// What somebody sees who starts the plugin by hand.
+fn about() -> String {
+    let versions: Vec<&str> = SpecVersion::ALL.iter().map(|version| version.as_str()).collect();
+    format!(
+        "meta-cni {}: a CNI plugin in place of Multus, sriov-cni and host-local; a container runtime calls it\n\
+         CNI protocol versions supported: {}\n",
+        env!("CARGO_PKG_VERSION"),
+        versions.join(", ")
+    )
+}
+
+/// Go's form: four blanks, no line feed at the end.
+fn pretty(value: &Value) -> String {
+    let mut text = Vec::new();
+    let formatter = serde_json::ser::PrettyFormatter::with_indent(b"    ");
+    let mut serializer = serde_json::Serializer::with_formatter(&mut text, formatter);
+    // A Value has text keys only, and a Vec takes every byte: this cannot fail.
+    let _ = serde::Serialize::serialize(value, &mut serializer);
+    String::from_utf8(text).unwrap_or_default()
+}

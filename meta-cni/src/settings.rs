@@ -1,0 +1,290 @@
+//! Our own configuration: Multus' keys with their names and meanings, and a few of ours.
+
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use crate::cni::{Error, Object};
+
+/// The keys of every network configuration, which we pass over or the protocol reads.
+const CNI_KEYS: [&str; 13] = [
+    "cniVersion",
+    "cniVersions",
+    "name",
+    "type",
+    "capabilities",
+    "runtimeConfig",
+    "prevResult",
+    "ipam",
+    "dns",
+    "args",
+    "disableCheck",
+    "disableGC",
+    "loadOnlyInlinedPlugins",
+];
+/// The keys of GC's list of valid attachments.
+const GC_KEYS: [&str; 2] = ["cni.dev/valid-attachments", "cni.dev/attachments"];
+/// Keys of ours and of Multus that have an effect here.
+const KNOWN_KEYS: [&str; 20] = [
+    "clusterNetwork",
+    "delegates",
+    "confDir",
+    "binDir",
+    "cniDir",
+    "runDir",
+    "kubeconfig",
+    "manifestDir",
+    "nodeName",
+    "namespaceIsolation",
+    "globalNamespaces",
+    "readinessindicatorfile",
+    "readinessTimeoutSeconds",
+    "addTimeoutSeconds",
+    "delTimeoutSeconds",
+    "builtins",
+    "strict",
+    "logFile",
+    "logLevel",
+    "logToStderr",
+];
+
+/// What an administrator configured. See the README for the meaning of each key.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The primary network: a path, a name in `conf_dir`, or a definition (`clusterNetwork`).
+    pub cluster_network: Option<String>,
+    /// Or its configuration in place; further ones are attached to every pod (`delegates`).
+    pub delegates: Vec<Object>,
+    /// Where configurations are looked up by name (`confDir`).
+    pub conf_dir: PathBuf,
+    /// Where plugins are looked for before `CNI_PATH` (`binDir`).
+    pub bin_dir: PathBuf,
+    /// Where records are kept (`cniDir`).
+    pub state_dir: PathBuf,
+    /// Where locks are kept (`runDir`).
+    pub run_dir: PathBuf,
+    /// How to reach the API server (`kubeconfig`).
+    pub kubeconfig: Option<PathBuf>,
+    /// A directory of manifests in place of an API server (`manifestDir`).
+    pub manifest_dir: Option<PathBuf>,
+    /// The node's name (`nodeName`).
+    pub node_name: String,
+    /// Whether pods may only use definitions of their own and the global namespaces (`namespaceIsolation`).
+    pub namespace_isolation: bool,
+    /// Namespaces whose definitions everyone may use (`globalNamespaces`).
+    pub global_namespaces: BTreeSet<String>,
+    /// A file that exists once the primary network is ready (`readinessindicatorfile`).
+    pub readiness_file: Option<PathBuf>,
+    /// How long ADD waits for the primary network to be ready.
+    pub readiness_timeout: Duration,
+    /// How long an ADD may take in all.
+    pub add_timeout: Duration,
+    /// How long a DEL may take in all.
+    pub del_timeout: Duration,
+    /// Types that are attached in-process (`builtins`); others are executed.
+    pub builtins: BTreeSet<String>,
+    /// Where to log, besides or in place of stderr (`logFile`).
+    pub log_file: Option<PathBuf>,
+    /// How much to log (`logLevel`: Multus' panic, error, verbose, debug, or ours).
+    pub log_level: String,
+    /// Whether to log to stderr (`logToStderr`).
+    pub log_to_stderr: bool,
+}
+
+impl Settings {
+    /// Reads the configuration of the meta plugin.
+    ///
+    /// # Errors
+    /// [`Error::Config`] that names the key; unknown keys only with `"strict": true`.
+    pub fn read(conf: &Object) -> Result<Self, Error> {
+        let path = |key, default: &str| -> Result<PathBuf, Error> {
+            let text = conf.text(key)?;
+            absolute(key, if text.is_empty() { default } else { &text })
+        };
+        let optional = |key| -> Result<Option<PathBuf>, Error> {
+            let text = conf.text(key)?;
+            if text.is_empty() { Ok(None) } else { absolute(key, &text).map(Some) }
+        };
+        let seconds = |key, default: u64| -> Result<Duration, Error> {
+            match conf.get::<u64>(key)? {
+                Some(0) => Err(Error::Config(format!("\"{key}\" must be at least 1 second"))),
+                value => Ok(Duration::from_secs(value.unwrap_or(default))),
+            }
+        };
+        let settings = Self {
+            cluster_network: Some(conf.text("clusterNetwork")?).filter(|text| !text.is_empty()),
+            delegates: conf.get("delegates")?.unwrap_or_default(),
+            conf_dir: path("confDir", "/etc/cni/multus/net.d")?,
+            bin_dir: path("binDir", "/opt/cni/bin")?,
+            state_dir: path("cniDir", "/var/lib/cni/meta-cni")?,
+            run_dir: path("runDir", "/run/meta-cni")?,
+            kubeconfig: optional("kubeconfig")?,
+            manifest_dir: optional("manifestDir")?,
+            node_name: conf.text("nodeName")?,
+            namespace_isolation: conf.switch("namespaceIsolation")?,
+            global_namespaces: names(&conf.text("globalNamespaces")?, "default"),
+            readiness_file: optional("readinessindicatorfile")?,
+            readiness_timeout: seconds("readinessTimeoutSeconds", 30)?,
+            add_timeout: seconds("addTimeoutSeconds", 100)?,
+            del_timeout: seconds("delTimeoutSeconds", 60)?,
+            builtins: match conf.get::<BTreeSet<String>>("builtins")? {
+                Some(names) => checked_builtins(names)?,
+                None => BUILTINS.map(str::to_owned).into(),
+            },
+            log_file: optional("logFile")?,
+            log_level: conf.text("logLevel")?,
+            log_to_stderr: conf.raw("logToStderr").is_none() || conf.switch("logToStderr")?,
+        };
+        if settings.cluster_network.is_none() && settings.delegates.is_empty() {
+            return Err(Error::Config(
+                "neither \"clusterNetwork\" nor \"delegates\" is given: name the primary network's configuration"
+                    .to_owned(),
+            ));
+        }
+        if settings.kubeconfig.is_some() && settings.manifest_dir.is_some() {
+            return Err(Error::Config("\"kubeconfig\" and \"manifestDir\" exclude each other: give one".to_owned()));
+        }
+        Ok(settings)
+    }
+
+    /// Names unknown keys in a warning, or refuses them under `"strict": true`.
+    ///
+    /// # Errors
+    /// [`Error::Config`] with all of them.
+    pub fn judge_unknown_keys(conf: &Object) -> Result<(), Error> {
+        let known = || CNI_KEYS.iter().chain(&GC_KEYS).chain(&KNOWN_KEYS).copied();
+        let unknown: Vec<&str> =
+            conf.keys().filter(|key| !known().any(|name| name.eq_ignore_ascii_case(key))).collect();
+        judge(&unknown, &KNOWN_KEYS, "the configuration of meta-cni", conf.switch("strict")?)
+    }
+}
+
+/// What is built in.
+pub const BUILTINS: [&str; 3] = ["sriov", "host-local", "static"];
+
+fn checked_builtins(names: BTreeSet<String>) -> Result<BTreeSet<String>, Error> {
+    match names.iter().find(|name| !BUILTINS.contains(&name.as_str())) {
+        Some(name) => {
+            Err(Error::Config(format!("\"builtins\": \"{name}\" is not built in, only {}", BUILTINS.join(", "))))
+        }
+        None => Ok(names),
+    }
+}
+
+fn absolute(key: &str, text: &str) -> Result<PathBuf, Error> {
+    if Path::new(text).is_absolute() {
+        Ok(PathBuf::from(text))
+    } else {
+        Err(Error::Config(format!("\"{key}\": \"{text}\" is no absolute path")))
+    }
+}
+
+fn names(csv: &str, default: &str) -> BTreeSet<String> {
+    let csv = if csv.is_empty() { default } else { csv };
+    csv.split(',').map(|name| name.trim().to_owned()).filter(|name| !name.is_empty()).collect()
+}
+
+/// Names unknown keys, each with the nearest known one; an error if `strict`.
+///
+/// # Errors
+/// [`Error::Config`].
+pub fn judge(unknown: &[&str], known: &[&str], place: &str, strict: bool) -> Result<(), Error> {
+    if unknown.is_empty() {
+        return Ok(());
+    }
+    let named: Vec<String> = unknown
+        .iter()
+        .map(|key| match nearest(key, known) {
+            Some(name) => format!("\"{key}\" (did you mean \"{name}\"?)"),
+            None => format!("\"{key}\""),
+        })
+        .collect();
+    let text = format!("unknown key in {place}: {}", named.join(", "));
+    if strict {
+        return Err(Error::Config(text));
+    }
+    tracing::warn!("{text}; ignored");
+    Ok(())
+}
+
+/// The known key that differs least, if it differs by a third of its letters at most.
+fn nearest<'a>(key: &str, known: &[&'a str]) -> Option<&'a str> {
+    let plain = |text: &str| text.to_ascii_lowercase().replace(['-', '_'], "");
+    let key = plain(key);
+    known
+        .iter()
+        .map(|name| (distance(&key, &plain(name)), *name))
+        .min()
+        .filter(|(distance, name)| distance * 3 <= name.len())
+        .map(|(_, name)| name)
+}
+
+/// Levenshtein's distance.
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, from) in a.chars().enumerate() {
+        let mut corner = row[0];
+        row[0] = i + 1;
+        for (j, to) in b.iter().enumerate() {
+            let change = corner + usize::from(from != *to);
+            corner = row[j + 1];
+            row[j + 1] = change.min(corner + 1).min(row[j] + 1);
+        }
+    }
+    row[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn object(text: &str) -> Object {
+        Object::parse("conf", text.as_bytes()).unwrap()
+    }
+
+    fn refusal(text: &str) -> String {
+        match Settings::read(&object(text)) {
+            Err(Error::Config(message)) => message,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn defaults_are_those_of_multus() {
+        let settings = Settings::read(&object(r#"{"clusterNetwork":"cbr0"}"#)).unwrap();
+        assert_eq!(settings.conf_dir, Path::new("/etc/cni/multus/net.d"));
+        assert_eq!(settings.global_namespaces, BTreeSet::from(["default".to_owned()]));
+        assert_eq!(settings.builtins.len(), 3);
+        assert!(settings.log_to_stderr && !settings.namespace_isolation);
+    }
+
+    #[test]
+    fn wrong_values_name_their_key() {
+        assert!(refusal("{}").contains("clusterNetwork"));
+        assert!(
+            refusal(r#"{"clusterNetwork":"a","binDir":"bin"}"#).contains("\"binDir\": \"bin\" is no absolute path")
+        );
+        assert!(refusal(r#"{"clusterNetwork":7}"#).contains("clusterNetwork"));
+        assert!(refusal(r#"{"clusterNetwork":"a","builtins":["vlan"]}"#).contains("\"vlan\" is not built in"));
+        assert!(refusal(r#"{"clusterNetwork":"a","delTimeoutSeconds":0}"#).contains("at least 1"));
+        assert!(
+            refusal(r#"{"clusterNetwork":"a","kubeconfig":"/a","manifestDir":"/b"}"#).contains("exclude each other")
+        );
+    }
+
+    #[test]
+    fn unknown_keys_are_named_with_the_nearest_one() {
+        let strict = object(r#"{"clusterNetwork":"a","strict":true,"cluster-network":"b","xyzzy":1,"bindir":"/x"}"#);
+        match Settings::judge_unknown_keys(&strict) {
+            Err(Error::Config(text)) => {
+                assert!(text.contains("\"cluster-network\" (did you mean \"clusterNetwork\"?), \"xyzzy\""), "{text}");
+                assert!(!text.contains("bindir"), "{text}");
+            }
+            other => panic!("{other:?}"),
+        }
+        Settings::judge_unknown_keys(&object(r#"{"clusterNetwork":"a","xyzzy":1}"#)).unwrap();
+    }
+}

@@ -1,0 +1,239 @@
+//! One pool's directory: who holds what, and giving it back. The format is host-local's.
+
+use std::collections::HashSet;
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::net::IpAddr;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::lease::{self, DRAFT};
+use crate::lock::PoolLock;
+use crate::owner::Claim;
+use crate::{Error, Owner, address};
+
+/// The directory of a pool, `DATA_DIR/NETWORK`. It need not exist: then nothing is held.
+#[derive(Debug, Clone)]
+pub struct Store {
+    directory: PathBuf,
+    lock_wait: Duration,
+}
+
+/// A lease that [`Store::release_all_but`] removed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Released {
+    /// The address that is free now.
+    pub address: IpAddr,
+    /// The container it was held for; `None` if the file named nobody.
+    pub container: Option<String>,
+}
+
+impl Store {
+    /// The pool in `directory`; its lock is waited for at most `lock_wait` in each call.
+    pub fn new(directory: impl Into<PathBuf>, lock_wait: Duration) -> Store {
+        Store { directory: directory.into(), lock_wait }
+    }
+
+    /// Gives back what `owner` holds and says which addresses that were. What is gone already, or has passed to
+    /// somebody else, is left alone; files of the old format (container ID alone) count as the owner's.
+    ///
+    /// With the addresses `known` from the caller's record only their files are looked at, whatever the size of the
+    /// pool. With `None` every file is read, and the old format counts only if nothing is found in the new one, as
+    /// in host-local.
+    ///
+    /// # Errors
+    /// [`Error::LockTimeout`] and [`Error::Io`]; everything that can be given back has been given back by then.
+    pub fn release(&self, owner: &Owner, known: Option<&[IpAddr]>) -> Result<Vec<IpAddr>, Error> {
+        let Some(held) = self.lock()? else { return Ok(Vec::new()) };
+        let mut pass = Pass::default();
+        match known {
+            Some(addresses) => {
+                for address in addresses {
+                    let path = lease::path_of(held.directory, *address);
+                    pass.remove_if(&path, address.to_canonical(), |claim| claim.is_of(owner));
+                }
+            }
+            None => {
+                let mut old = Vec::new();
+                for (address, path) in held.files()? {
+                    let mut is_old = false;
+                    pass.remove_if(&path, address, |claim| {
+                        is_old = matches!(claim, Claim::OfContainer(_)) && claim.is_of(owner);
+                        matches!(claim, Claim::Of(found) if found == owner)
+                    });
+                    old.extend(is_old.then_some((address, path)));
+                }
+                old.retain(|_| pass.removed.is_empty());
+                for (address, path) in &old {
+                    pass.remove_if(path, *address, |claim| claim.is_of(owner));
+                }
+                pass.note(lease::remove(&held.directory.join(DRAFT)).map(drop));
+            }
+        }
+        pass.finish().map(|removed| removed.into_iter().map(|lease| lease.address).collect())
+    }
+
+    /// Those of `addresses` that `owner` does not hold; empty if all is well. For CHECK: takes no lock and reads only
+    /// the files of these addresses.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if a file cannot be read.
+    pub fn missing(&self, owner: &Owner, addresses: &[IpAddr]) -> Result<Vec<IpAddr>, Error> {
+        let mut missing = Vec::new();
+        for address in addresses {
+            let claim = lease::read_claim(&lease::path_of(&self.directory, *address))?;
+            if !claim.is_some_and(|claim| claim.is_of(owner)) {
+                missing.push(*address);
+            }
+        }
+        Ok(missing)
+    }
+
+    /// Whether `owner` holds all of `addresses`; see [`Store::missing`].
+    ///
+    /// # Errors
+    /// [`Error::Io`] if a file cannot be read.
+    pub fn holds(&self, owner: &Owner, addresses: &[IpAddr]) -> Result<bool, Error> {
+        Ok(self.missing(owner, addresses)?.is_empty())
+    }
+
+    /// Every address that `owner` holds, in the order of the file names; files of the old format count. Reads the
+    /// whole pool.
+    ///
+    /// # Errors
+    /// [`Error::LockTimeout`] and [`Error::Io`].
+    pub fn held_by(&self, owner: &Owner) -> Result<Vec<IpAddr>, Error> {
+        match self.lock()? {
+            Some(held) => held.held_by(owner),
+            None => Ok(Vec::new()),
+        }
+    }
+
+    /// Gives back every lease whose owner is not in `keep`, and what stands for nobody. Files of the old format stay
+    /// if their container is in `keep` with any interface; words no CNI program writes stay. An empty `keep` keeps
+    /// nobody. Reads the whole pool; the caller sees to it that no attachment is being made meanwhile.
+    ///
+    /// # Errors
+    /// [`Error::LockTimeout`] and [`Error::Io`]; everything that can be given back has been given back by then.
+    pub fn release_all_but(&self, keep: &[Owner]) -> Result<Vec<Released>, Error> {
+        let Some(held) = self.lock()? else { return Ok(Vec::new()) };
+        let owners: HashSet<&Owner> = keep.iter().collect();
+        let containers: HashSet<&str> = keep.iter().map(Owner::container).collect();
+        let mut pass = Pass::default();
+        for (address, path) in held.files()? {
+            pass.remove_if(&path, address, |claim| match claim {
+                Claim::Of(owner) => !owners.contains(owner),
+                Claim::OfContainer(container) => !containers.contains(container.as_str()),
+                Claim::Orphan => true,
+                Claim::Foreign => false,
+            });
+        }
+        pass.note(lease::remove(&held.directory.join(DRAFT)).map(drop));
+        pass.finish()
+    }
+
+    /// Locks the pool, making its directory if there is none.
+    pub(crate) fn lock_or_create(&self) -> Result<Held<'_>, Error> {
+        loop {
+            // Somebody may empty the data directory at any time; then it is made again.
+            if let Some(held) = self.lock()? {
+                return Ok(held);
+            }
+            let mut builder = DirBuilder::new();
+            builder.recursive(true).mode(0o755);
+            builder.create(&self.directory).map_err(|error| Error::io("create", &self.directory, error))?;
+        }
+    }
+
+    fn lock(&self) -> Result<Option<Held<'_>>, Error> {
+        let lock = PoolLock::take(&self.directory, self.lock_wait)?;
+        Ok(lock.map(|lock| Held { directory: &self.directory, _lock: lock }))
+    }
+}
+
+/// A pool while its lock is held: only then may it be changed.
+#[derive(Debug)]
+pub(crate) struct Held<'a> {
+    pub(crate) directory: &'a Path,
+    _lock: PoolLock,
+}
+
+impl Held<'_> {
+    /// Who claims `address`; `None` if it is free. An orphan is free: under the lock nobody is about to write it.
+    pub(crate) fn claim(&self, address: IpAddr) -> Result<Option<Claim>, Error> {
+        let claim = lease::read_claim(&lease::path_of(self.directory, address))?;
+        Ok(claim.filter(|claim| *claim != Claim::Orphan))
+    }
+
+    /// Every address that `owner` holds, in the order of the file names.
+    pub(crate) fn held_by(&self, owner: &Owner) -> Result<Vec<IpAddr>, Error> {
+        let mut found = Vec::new();
+        for (address, path) in self.files()? {
+            if lease::read_claim(&path)?.is_some_and(|claim| claim.is_of(owner)) {
+                found.push(address);
+            }
+        }
+        Ok(found)
+    }
+
+    /// Every address that has a file under the name it is looked up by. Reads names only.
+    pub(crate) fn names(&self) -> Result<HashSet<IpAddr>, Error> {
+        let files = self.files()?.into_iter();
+        Ok(files
+            .filter(|(address, path)| lease::path_of(self.directory, *address) == *path)
+            .map(|(ip, _)| ip)
+            .collect())
+    }
+
+    /// The files named by an address, in the order of their names; `lock`, `last_reserved_ip.*` and drafts are not.
+    fn files(&self) -> Result<Vec<(IpAddr, PathBuf)>, Error> {
+        let failed = |error: io::Error| Error::io("list", self.directory, error);
+        let mut files = Vec::new();
+        for entry in fs::read_dir(self.directory).map_err(failed)? {
+            let name = entry.map_err(failed)?.file_name();
+            if let Some(address) = name.to_str().and_then(address::parse) {
+                files.push((address, self.directory.join(name)));
+            }
+        }
+        files.sort_by(|(_, one), (_, other)| one.cmp(other));
+        Ok(files)
+    }
+}
+
+/// One walk that gives back: goes on after an error, and reports the first.
+#[derive(Default)]
+struct Pass {
+    removed: Vec<Released>,
+    error: Option<Error>,
+}
+
+impl Pass {
+    fn remove_if(&mut self, path: &Path, address: IpAddr, condemned: impl FnOnce(&Claim) -> bool) {
+        let outcome = match lease::read_claim(path) {
+            Ok(Some(claim)) if condemned(&claim) => lease::remove(path).map(|was_there| was_there.then_some(claim)),
+            Ok(_) => Ok(None),
+            Err(error) => Err(error),
+        };
+        match outcome {
+            Ok(Some(claim)) => {
+                self.removed.push(Released { address, container: claim.container().map(str::to_owned) });
+            }
+            Ok(None) => {}
+            Err(error) => self.note(Err(error)),
+        }
+    }
+
+    fn note(&mut self, outcome: Result<(), Error>) {
+        if let Err(error) = outcome {
+            self.error.get_or_insert(error);
+        }
+    }
+
+    fn finish(self) -> Result<Vec<Released>, Error> {
+        match self.error {
+            Some(error) => Err(error),
+            None => Ok(self.removed),
+        }
+    }
+}

@@ -42,11 +42,19 @@ impl Engine {
             .ok_or_else(|| Error::Netns(format!("CNI_NETNS {} is no network namespace", self.invocation.netns)))?;
         self.layout.create()?;
         let container = &self.invocation.container;
-        let _lock = SandboxLock::take(&self.layout.locks(), container, &self.records, self.deadline).await?;
+        let lock = SandboxLock::take(&self.layout.locks(), container, &self.records, self.deadline).await?;
+        let outcome = self.add_locked(&netns).await;
+        if outcome.is_err() && self.records.of_container(container)?.is_empty() {
+            lock.remove();
+        }
+        outcome
+    }
+
+    async fn add_locked(&self, netns: &Netns) -> Result<Value, Error> {
         let others = self.settle_earlier_attempts().await?;
         let request = self.request(&others).await?;
         let mut made = Vec::new();
-        let outcome = self.attach_all(&request, &netns, &mut made).await;
+        let outcome = self.attach_all(&request, netns, &mut made).await;
         match outcome {
             Ok(value) => Ok(value),
             Err(error) => {

@@ -1,0 +1,354 @@
+#![allow(clippy::unwrap_used)] // helpers outside #[test] functions unwrap too
+
+//! [`Rtnl`] against the running kernel, in namespaces of our own; `ip -j` is the second witness. Needs root.
+
+use std::future::Future;
+use std::net::IpAddr;
+use std::process::Command;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use nix::errno::Errno;
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+use sandbox::{
+    Dad, Error, IfName, LinkChange, LinkState, Links, MacAddr, Netns, NewAddress, Route, RouteSpec, Rtnl, Sysctl,
+    VfSetting, VfVlan, VlanProto, announcing_sysctls, configure, read_back, read_sysctl, set_default_route,
+    write_sysctls,
+};
+use serde_json::Value;
+
+/// Runs the test in a new network and mount namespace: libtest gives every test a thread of its own, and namespaces
+/// belong to threads.
+fn isolated<F: Future<Output = ()>>(test: impl FnOnce() -> F) {
+    unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).expect("root is needed");
+    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>).unwrap();
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(test());
+}
+
+fn new_netns() -> Netns {
+    std::thread::spawn(|| {
+        unshare(CloneFlags::CLONE_NEWNET).unwrap();
+        Netns::current().unwrap()
+    })
+    .join()
+    .unwrap()
+}
+
+fn ip(args: &str) -> Value {
+    let out = Command::new("ip").args(["-j", "-d"]).args(args.split(' ')).output().unwrap();
+    assert!(out.status.success(), "ip {args}: {}", String::from_utf8_lossy(&out.stderr));
+    if out.stdout.is_empty() { Value::Null } else { serde_json::from_slice(&out.stdout).unwrap() }
+}
+
+fn ip_in(netns: &Netns, args: &str) -> Value {
+    netns.run("ask ip", || Ok(ip(args))).unwrap()
+}
+
+fn name(text: &str) -> IfName {
+    IfName::try_from(text).unwrap()
+}
+
+fn net(text: &str) -> IpNet {
+    text.parse().unwrap()
+}
+
+fn addr(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+#[test]
+fn a_link_is_read_as_ip_shows_it_and_changed_as_asked() {
+    isolated(|| async {
+        ip("link add v0 type veth peer name v1");
+        let links = Rtnl::open(&Netns::current().unwrap()).unwrap();
+        let v0 = links.by_name("v0").await.unwrap().unwrap();
+        let shown = &ip("link show v0")[0];
+        assert_eq!(u64::from(v0.index), shown["ifindex"].as_u64().unwrap());
+        assert_eq!(v0.mac.unwrap().to_string(), shown["address"].as_str().unwrap());
+        assert_eq!(u64::from(v0.mtu), shown["mtu"].as_u64().unwrap());
+        assert_eq!(u64::from(v0.txqlen), shown["txqlen"].as_u64().unwrap());
+        assert_eq!(
+            (v0.kind.as_deref(), v0.up, v0.alias.clone(), v0.parent_dev.clone()),
+            (Some("veth"), false, None, None)
+        );
+
+        let mac: MacAddr = "02:00:00:00:00:2a".parse().unwrap();
+        let changes = [
+            LinkChange::Mac(mac),
+            LinkChange::Mtu(1400),
+            LinkChange::TxQueueLen(77),
+            LinkChange::Alias("pod a".to_owned()),
+            LinkChange::Promisc(true),
+            LinkChange::AllMulti(true),
+            LinkChange::Up(true),
+        ];
+        links.change(v0.index, &changes).await.unwrap();
+        links.add_altname(v0.index, "another-name-of-more-than-15-bytes").await.unwrap();
+        let shown = &ip("link show v0")[0];
+        assert_eq!(shown["address"], "02:00:00:00:00:2a");
+        assert_eq!((&shown["mtu"], &shown["txqlen"]), (&Value::from(1400), &Value::from(77)));
+        assert_eq!(
+            (&shown["ifalias"], &shown["altnames"][0]),
+            (&"pod a".into(), &"another-name-of-more-than-15-bytes".into())
+        );
+        let flags: Vec<&str> = shown["flags"].as_array().unwrap().iter().map(|f| f.as_str().unwrap()).collect();
+        assert!(flags.contains(&"UP") && flags.contains(&"PROMISC") && flags.contains(&"ALLMULTI"), "{flags:?}");
+
+        let again = links.by_name("another-name-of-more-than-15-bytes").await.unwrap().unwrap();
+        assert_eq!((again.index, again.mac, again.mtu, again.txqlen), (v0.index, Some(mac), 1400, 77));
+        assert_eq!((again.up, again.promisc, again.allmulti), (true, true, true));
+        assert_eq!((again.alias.as_deref(), again.altnames.len()), (Some("pod a"), 1));
+
+        links.del_altname(v0.index, "another-name-of-more-than-15-bytes").await.unwrap();
+        links.change(v0.index, &[LinkChange::Alias(String::new()), LinkChange::Up(false)]).await.unwrap();
+        let last = links.by_index(v0.index).await.unwrap().unwrap();
+        assert_eq!((last.alias, last.up, last.altnames.len()), (None, false, 0));
+        assert!(last.promisc, "only what was named has changed");
+        assert_eq!(links.by_name("nothing").await.unwrap(), None);
+        assert_eq!(links.by_index(4711).await.unwrap(), None);
+        assert_eq!(
+            links.list().await.unwrap().iter().map(|l| l.name.as_str()).filter(|n| n.starts_with('v')).count(),
+            2
+        );
+    });
+}
+
+#[test]
+fn errors_keep_errno_object_and_the_kernels_own_text() {
+    isolated(|| async {
+        ip("link add v0 type veth peer name v1");
+        let links = Rtnl::open(&Netns::current().unwrap()).unwrap();
+        let v0 = links.by_name("v0").await.unwrap().unwrap();
+        let error = links.change(v0.index, &[LinkChange::Mtu(1_000_000)]).await.unwrap_err();
+        let Error::Kernel { step, object, source, detail } = &error else { panic!("{error:?}") };
+        assert_eq!((step.as_str(), object.as_str()), ("set mtu", format!("link {}", v0.index).as_str()));
+        assert_eq!(source.raw_os_error(), Some(Errno::EINVAL as i32));
+        assert_eq!(detail.as_deref(), Some("mtu greater than device maximum"));
+        assert_eq!(links.change(4711, &[LinkChange::Up(true)]).await.unwrap_err().errno(), Some(Errno::ENODEV as i32));
+    });
+}
+
+/// A veth has no VFs: a well-formed request is refused as unsupported, a malformed one as out of range. This tells
+/// whether the bytes of each setting are right without any SR-IOV hardware.
+#[test]
+fn each_vf_setting_is_well_formed_on_the_wire() {
+    isolated(|| async {
+        ip("link add v0 type veth peer name v1");
+        let links = Rtnl::open(&Netns::current().unwrap()).unwrap();
+        let v0 = links.by_name("v0").await.unwrap().unwrap();
+        let settings = [
+            VfSetting::Mac(MacAddr([2, 0, 0, 0, 0, 1])),
+            VfSetting::Vlan(VfVlan { id: 100, qos: 3, proto: VlanProto::Dot1Ad }),
+            VfSetting::Rate { min: 1, max: 100 },
+            VfSetting::SpoofChk(true),
+            VfSetting::LinkState(LinkState::Enable),
+            VfSetting::Trust(true),
+        ];
+        for setting in settings {
+            let error = links.set_vf(v0.index, 3, &[setting]).await.unwrap_err();
+            assert_eq!(error.errno(), Some(Errno::EOPNOTSUPP as i32), "{error}");
+        }
+        let error = links.set_vf(v0.index, 3, &settings).await.unwrap_err();
+        assert_eq!(error.errno(), Some(Errno::EOPNOTSUPP as i32), "{error}");
+        let report = links.pf_report(v0.index).await.unwrap();
+        assert_eq!((report.link.name.as_str(), report.vfs.len()), ("v0", 0));
+        assert_eq!(links.pf_report(4711).await.unwrap_err().errno(), Some(Errno::ENODEV as i32));
+    });
+}
+
+#[test]
+fn a_link_moves_and_is_renamed_in_one_message() {
+    isolated(|| async {
+        ip("link add v0 type veth peer name v1");
+        let (host_ns, pod_ns) = (Netns::current().unwrap(), new_netns());
+        assert!(!host_ns.same_as(&pod_ns));
+        let (host, pod) = (Rtnl::open(&host_ns).unwrap(), Rtnl::open(&pod_ns).unwrap());
+        let v0 = host.by_name("v0").await.unwrap().unwrap();
+        host.subscribe().await.unwrap();
+        host.move_to(v0.index, &pod, &name("net1")).await.unwrap();
+        assert!(host.link_event(Duration::from_secs(5)).await.unwrap(), "the host saw it leave");
+        assert_eq!(host.by_name("v0").await.unwrap(), None);
+        let net1 = pod.by_name("net1").await.unwrap().unwrap();
+        assert_eq!(net1.mac, v0.mac);
+        assert_eq!(ip_in(&pod_ns, "link show net1")[0]["address"], v0.mac.unwrap().to_string());
+        pod.move_to(net1.index, &host, &name("v0")).await.unwrap();
+        assert_eq!(host.by_name("v0").await.unwrap().unwrap().mac, v0.mac);
+        // The move that fails half way: it went over, but the name was taken.
+        ip_in(&pod_ns, "link add net1 type veth peer name other");
+        let v0 = host.by_name("v0").await.unwrap().unwrap();
+        let error = host.move_to(v0.index, &pod, &name("net1")).await.unwrap_err();
+        assert_eq!(error.errno(), Some(Errno::EEXIST as i32));
+        assert_eq!(host.by_name("v0").await.unwrap(), None);
+        assert_eq!(pod.by_name("v0").await.unwrap().unwrap().mac, v0.mac);
+    });
+}
+
+#[test]
+fn an_interface_is_configured_and_reads_back_as_ip_shows_it() {
+    isolated(|| async {
+        ip("link add net1 type veth peer name v1");
+        ip("link set v1 up");
+        let links = Rtnl::open(&Netns::current().unwrap()).unwrap();
+        let link = links.by_name("net1").await.unwrap().unwrap();
+        let addresses = [
+            NewAddress { net: net("10.1.2.3/24"), dad: Dad::AsConfigured },
+            NewAddress { net: net("fd01::3/64"), dad: Dad::Skip },
+        ];
+        let routes = [
+            RouteSpec::new(net("10.20.0.0/16"), None),
+            RouteSpec::new(net("10.21.0.0/16"), Some(addr("10.1.2.9"))),
+            RouteSpec { scope: Some(253), ..RouteSpec::new(net("10.22.0.0/16"), None) },
+            RouteSpec { table: Some(1000), priority: Some(7), ..RouteSpec::new(net("0.0.0.0/0"), None) },
+            RouteSpec { mtu: Some(1300), advmss: Some(1200), ..RouteSpec::new(net("fd20::/64"), None) },
+            RouteSpec { onlink: true, ..RouteSpec::new(net("10.23.0.0/16"), Some(addr("192.0.2.1"))) },
+        ];
+        let gateways = [addr("10.1.2.1"), addr("fd01::1")];
+        configure(&links, &link, &addresses, &gateways, &routes).await.unwrap();
+
+        let found = read_back(&links, &name("net1")).await.unwrap();
+        assert!(found.link.up);
+        let v4 = found.addresses.iter().find(|a| a.net == net("10.1.2.3/24")).unwrap();
+        assert_eq!((v4.scope, v4.tentative), (0, false));
+        let v6 = found.addresses.iter().find(|a| a.net == net("fd01::3/64")).unwrap();
+        assert_eq!((v6.tentative, v6.dad_failed), (false, false), "nodad: usable at once");
+        let route = |dst: &str| found.routes.iter().find(|r| r.dst == net(dst)).unwrap_or_else(|| panic!("{dst}"));
+        assert_eq!(route("10.20.0.0/16").gateway, Some(addr("10.1.2.1")));
+        assert_eq!(route("10.21.0.0/16").gateway, Some(addr("10.1.2.9")));
+        assert_eq!((route("10.22.0.0/16").gateway, route("10.22.0.0/16").scope), (None, 253));
+        let other_table = route("0.0.0.0/0");
+        assert_eq!((other_table.table, other_table.priority), (1000, Some(7)));
+        let v6route = route("fd20::/64");
+        assert_eq!((v6route.gateway, v6route.mtu, v6route.advmss), (Some(addr("fd01::1")), Some(1300), Some(1200)));
+        assert!(route("10.23.0.0/16").onlink);
+        let shown = ip("-4 route show dev net1");
+        assert_eq!(shown.as_array().unwrap().iter().filter(|r| r["gateway"] == "10.1.2.1").count(), 1, "{shown}");
+        let shown = ip("-4 addr show dev net1");
+        assert_eq!(shown[0]["addr_info"][0]["broadcast"], "10.1.2.255");
+
+        links.del_route(other_table).await.unwrap();
+        links.del_address(link.index, v4).await.unwrap();
+        let found = read_back(&links, &name("net1")).await.unwrap();
+        assert!(found.routes.iter().all(|r| r.table != 1000));
+        assert!(found.addresses.iter().all(|a| a.net != net("10.1.2.3/24")));
+        let Err(Error::NoSuchLink { name }) = read_back(&links, &name("net9")).await else { panic!("net9 was found") };
+        assert_eq!(name, "net9");
+    });
+}
+
+#[test]
+fn the_default_route_is_changed_and_can_be_put_back() {
+    isolated(|| async {
+        for (link, v4, v6) in [("eth0", "10.0.0.2/24", "fd00::2/64"), ("net1", "10.1.0.2/24", "fd01::2/64")] {
+            ip(&format!("link add {link} type veth peer name p-{link}"));
+            ip(&format!("link set p-{link} up"));
+            ip(&format!("link set {link} up"));
+            ip(&format!("addr add {v4} dev {link}"));
+            ip(&format!("addr add {v6} dev {link} nodad"));
+        }
+        ip("route add default via 10.0.0.1");
+        ip("route add default via 10.0.0.254 metric 50 mtu 1400");
+        ip("-6 route add default via fd00::1");
+        ip("route add default via 10.0.0.1 table 100");
+        let links = Rtnl::open(&Netns::current().unwrap()).unwrap();
+        let before = links.routes().await.unwrap();
+        let net1 = links.by_name("net1").await.unwrap().unwrap().index;
+        let done = set_default_route(&links, net1, &[addr("10.1.0.1")]).await.unwrap();
+        assert_eq!((done.removed.len(), done.added.len()), (2, 1));
+        let shown = ip("-4 route show default");
+        assert_eq!(shown.as_array().unwrap().len(), 1, "{shown}");
+        assert_eq!((&shown[0]["gateway"], &shown[0]["dev"]), (&"10.1.0.1".into(), &"net1".into()));
+        assert_eq!(ip("-6 route show default")[0]["dev"], "eth0", "the other family keeps its own");
+        assert_eq!(ip("-4 route show table 100")[0]["dev"], "eth0", "another table is none of ours");
+        // Asking again changes nothing.
+        assert_eq!(set_default_route(&links, net1, &[addr("10.1.0.1")]).await.unwrap(), Default::default());
+        done.undo(&links).await.unwrap();
+        let sorted = |mut routes: Vec<Route>| {
+            routes.sort_by_key(|r| format!("{r:?}"));
+            routes
+        };
+        assert_eq!(sorted(links.routes().await.unwrap()), sorted(before.clone()));
+        // A router that cannot be reached: refused, and nothing has changed.
+        let error = set_default_route(&links, net1, &[addr("203.0.113.1")]).await.unwrap_err();
+        assert_eq!(error.errno(), Some(Errno::ENETUNREACH as i32), "{error}");
+        assert_eq!(sorted(links.routes().await.unwrap()), sorted(before));
+        let both = set_default_route(&links, net1, &[addr("10.1.0.1"), addr("fd01::1")]).await.unwrap();
+        assert_eq!((both.removed.len(), both.added.len()), (3, 2));
+        assert_eq!(ip("-6 route show default")[0]["dev"], "net1");
+    });
+}
+
+#[test]
+fn sysctls_are_those_of_the_namespace_and_not_of_the_caller() {
+    isolated(|| async {
+        let pod_ns = new_netns();
+        ip_in(&pod_ns, "link add net1 type veth peer name v1");
+        write_sysctls(&pod_ns, &announcing_sysctls(&name("net1"))).unwrap();
+        assert_eq!(read_sysctl(&pod_ns, "ipv4/conf/net1/arp_notify").unwrap(), "1");
+        assert_eq!(read_sysctl(&pod_ns, "ipv6/conf/net1/ndisc_notify").unwrap(), "1");
+        assert_eq!(read_sysctl(&pod_ns, "ipv4/conf/default/arp_notify").unwrap(), "0");
+        let here = Netns::current().unwrap();
+        let error = read_sysctl(&here, "ipv4/conf/net1/arp_notify").unwrap_err();
+        assert_eq!(error.errno(), Some(Errno::ENOENT as i32), "net1 is in the pod only");
+        let missing = |optional| Sysctl { key: "ipv4/conf/none/arp_notify".into(), value: "1".into(), optional };
+        write_sysctls(&pod_ns, &[missing(true)]).unwrap();
+        assert_eq!(write_sysctls(&pod_ns, &[missing(false)]).unwrap_err().errno(), Some(Errno::ENOENT as i32));
+        for bad in ["", "../kernel/panic", "/etc/passwd", "ipv4/../../kernel/panic"] {
+            assert!(matches!(read_sysctl(&pod_ns, bad), Err(Error::Sysctl { key, .. }) if key == bad));
+        }
+    });
+}
+
+#[test]
+fn a_namespace_path_is_told_from_what_only_looks_like_one() {
+    isolated(|| async {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("plain");
+        std::fs::write(&file, "").unwrap();
+        assert!(matches!(Netns::open(&file), Err(Error::NotANamespace { path, .. }) if path == file));
+        let gone = dir.path().join("gone");
+        assert!(matches!(Netns::open(&gone), Err(Error::NamespaceGone { path, .. }) if path == gone));
+        assert!(matches!(Netns::open("/proc/0/ns/net"), Err(Error::NamespaceGone { .. })));
+        // A bind mount, as a container runtime makes one.
+        let mounted = dir.path().join("mounted");
+        std::fs::write(&mounted, "").unwrap();
+        mount(Some("/proc/thread-self/ns/net"), &mounted, None::<&str>, MsFlags::MS_BIND, None::<&str>).unwrap();
+        let netns = Netns::open(&mounted).unwrap();
+        assert!(netns.same_as(&Netns::current().unwrap()));
+        assert!(netns.id().is_alive().unwrap());
+        let json = serde_json::to_string(netns.id()).unwrap();
+        assert_eq!(&serde_json::from_str::<sandbox::NetnsId>(&json).unwrap(), netns.id());
+        let id = netns.id().clone();
+        drop(netns); // an open descriptor keeps the mount busy
+        nix::mount::umount(&mounted).unwrap();
+        assert!(!id.is_alive().unwrap(), "a plain file again");
+        std::fs::remove_file(&mounted).unwrap();
+        assert!(!id.is_alive().unwrap());
+    });
+}
+
+/// A namespace lives as long as a socket in it is open, and so would keep a VF from coming back.
+#[test]
+fn a_dropped_socket_lets_its_namespace_die() {
+    isolated(|| async {
+        let host = Rtnl::open(&Netns::current().unwrap()).unwrap();
+        ip("link add v0 type veth peer name v1");
+        let v0 = host.by_name("v0").await.unwrap().unwrap();
+        {
+            let pod = Rtnl::open(&new_netns()).unwrap();
+            host.move_to(v0.index, &pod, &name("net1")).await.unwrap();
+            let net1 = pod.by_name("net1").await.unwrap().unwrap();
+            pod.pf_report(net1.index).await.unwrap();
+            pod.subscribe().await.unwrap();
+        }
+        // One end of a veth dies with its namespace, and takes the other along.
+        host.subscribe().await.unwrap();
+        for _ in 0..20 {
+            if host.by_name("v1").await.unwrap().is_none() {
+                return;
+            }
+            host.link_event(Duration::from_millis(250)).await.unwrap();
+        }
+        panic!("the namespace is still alive after five seconds");
+    });
+}

@@ -1,0 +1,176 @@
+//! Putting a VF into a pod.
+
+use nix::errno::Errno;
+use sandbox::{IfName, Link, LinkChange, Links, MacAddr, VfSetting, announcing_sysctls};
+
+use crate::locate::{Patience, in_namespace};
+use crate::mac::{READY, change_when_ready, ensure_own, set_own_first};
+use crate::{Error, Original, Wanted};
+
+/// A VF in its pod: up, with its name, without addresses.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attached {
+    /// The interface as it was read back.
+    pub link: Link,
+    /// Its address.
+    pub mac: MacAddr,
+    /// In bytes.
+    pub mtu: u32,
+}
+
+/// Gives the VF what is wanted and moves it into the pod as `name`. The caller has recorded `original` before and calls
+/// [`crate::restore`] with it after any error: this function stops where it failed and leaves undoing to the one
+/// function that can. The order: the VF's own address (before the PF's, which may lock it), one message for all settings
+/// through the PF, alternative names that are in the way, one message for move and name, sysctls, MTU, up.
+pub async fn attach<L: Links>(
+    host: &L,
+    pod: &L,
+    original: &Original,
+    wanted: &Wanted,
+    name: &IfName,
+) -> Result<Attached, Error> {
+    let kernel = |source| original.kernel(source);
+    if let Some(other) = pod.by_name(name.as_str()).await.map_err(kernel)? {
+        return Err(taken(original, name.as_str(), "the pod", &other));
+    }
+    if let Some(mac) = wanted.mac {
+        set_own_first(host, original, mac).await?;
+    }
+    set_through_pf(host, original, &wanted.pf_settings()).await?;
+    clear_the_way(host, pod, original, name).await?;
+    let index = move_into(host, pod, original, name).await?;
+    pod.write_sysctls(&announcing_sysctls(name)).await.map_err(kernel)?;
+    if let Some(mac) = wanted.mac {
+        ensure_own(pod, original, index, mac).await?;
+    }
+    if let Some(mtu) = wanted.mtu.filter(|mtu| *mtu != original.mtu) {
+        let failed = |source| original.attribute(format!("mtu {mtu}"), source, None);
+        pod.change(index, &[LinkChange::Mtu(mtu)]).await.map_err(failed)?;
+    }
+    let not_ready = [Errno::EAGAIN, Errno::EBUSY, Errno::EADDRNOTAVAIL];
+    change_when_ready(pod, index, &[LinkChange::Up(true)], &not_ready).await.map_err(kernel)?;
+    verify(host, pod, original, wanted, name).await
+}
+
+fn taken(original: &Original, name: &str, place: &'static str, other: &Link) -> Error {
+    Error::NameTaken { pci: original.pci, name: name.to_owned(), place, other: describe(other) }
+}
+
+/// An interface in a message.
+pub(crate) fn describe(link: &Link) -> String {
+    match &link.parent_dev {
+        Some(device) => format!("{}, index {}, device {device}", link.name, link.index),
+        None => format!("{}, index {}", link.name, link.index),
+    }
+}
+
+/// All settings in one message; if the kernel refuses it, one by one, because only so does it tell which it was.
+async fn set_through_pf<L: Links>(host: &L, original: &Original, settings: &[VfSetting]) -> Result<(), Error> {
+    let (pf, number) = (original.pf_index, original.number);
+    let Some(first) = settings.first() else { return Ok(()) };
+    let Err(error) = host.set_vf(pf, number, settings).await else { return Ok(()) };
+    if error.errno().is_none() {
+        return Err(original.kernel(error));
+    }
+    if settings.len() == 1 {
+        return Err(refused(host, original, first, error).await);
+    }
+    for setting in settings {
+        if let Err(error) = host.set_vf(pf, number, &[*setting]).await {
+            return Err(refused(host, original, setting, error).await);
+        }
+    }
+    Ok(())
+}
+
+/// Names the culprit, and the cause where it can be known.
+async fn refused<L: Links>(host: &L, original: &Original, setting: &VfSetting, error: sandbox::Error) -> Error {
+    let pf = host.by_index(original.pf_index).await;
+    let hint = match pf {
+        Ok(Some(pf)) if !pf.up => Some(format!("the PF is down: bring it up (ip link set {} up)", pf.name)),
+        _ => None,
+    };
+    original.attribute(setting.to_string(), error, hint)
+}
+
+/// Deletes those alternative names of the VF that would stop the move: the wanted name itself, and what the pod already
+/// has. [`crate::restore`] gives them back.
+async fn clear_the_way<L: Links>(host: &L, pod: &L, original: &Original, name: &IfName) -> Result<(), Error> {
+    let kernel = |source| original.kernel(source);
+    for altname in &original.altnames {
+        if altname == name.as_str() || pod.by_name(altname).await.map_err(kernel)?.is_some() {
+            host.del_altname(original.index, altname).await.map_err(kernel)?;
+        }
+    }
+    Ok(())
+}
+
+/// Moves and renames in one message and returns the index in the pod, which the kernel may have changed.
+async fn move_into<L: Links>(host: &L, pod: &L, original: &Original, name: &IfName) -> Result<u32, Error> {
+    let kernel = |source| original.kernel(source);
+    match host.move_to(original.index, pod, name).await {
+        Ok(()) => {}
+        Err(error) => {
+            // The move may have happened all the same.
+            let arrived = in_namespace(pod, original).await.map_err(kernel)?;
+            if arrived.is_none_or(|link| link.name != name.as_str()) {
+                return Err(kernel(error));
+            }
+        }
+    }
+    match pod.by_name(name.as_str()).await.map_err(kernel)? {
+        Some(link) if original.is(&link) => Ok(link.index),
+        Some(other) => Err(taken(original, name.as_str(), "the pod", &other)),
+        None => Err(Error::Unverified {
+            pci: original.pci,
+            what: "interface",
+            wanted: format!("{name} in the pod"),
+            found: "not there".to_owned(),
+        }),
+    }
+}
+
+/// Reads the VF back, and its PF too if an address was asked for: some drivers apply it after the answer.
+async fn verify<L: Links>(
+    host: &L,
+    pod: &L,
+    original: &Original,
+    wanted: &Wanted,
+    name: &IfName,
+) -> Result<Attached, Error> {
+    let kernel = |source| original.kernel(source);
+    let unverified = |what, wanted: String, found: String| Error::Unverified { pci: original.pci, what, wanted, found };
+    let mut patience = Patience::new(READY);
+    pod.subscribe().await.map_err(kernel)?;
+    loop {
+        let Some(link) = pod.by_name(name.as_str()).await.map_err(kernel)? else {
+            return Err(unverified("interface", format!("{name} in the pod"), "not there".to_owned()));
+        };
+        let mac = link.mac.unwrap_or(MacAddr::ZERO);
+        let problem = if !link.up {
+            Some(unverified("state", "up".to_owned(), "down".to_owned()))
+        } else if let Some(mtu) = wanted.mtu.filter(|mtu| *mtu != link.mtu) {
+            Some(unverified("mtu", mtu.to_string(), link.mtu.to_string()))
+        } else if let Some(wanted) = wanted.mac {
+            let report = host.pf_report(original.pf_index).await.map_err(kernel)?;
+            let at_pf = report.vf(original.number).and_then(|vf| vf.mac);
+            if mac != wanted {
+                Some(unverified("mac", wanted.to_string(), mac.to_string()))
+            } else if at_pf != Some(wanted) {
+                Some(unverified("mac at the PF", wanted.to_string(), format!("{at_pf:?}")))
+            } else {
+                None
+            }
+        } else {
+            None
+        };
+        match problem {
+            None => return Ok(Attached { mac, mtu: link.mtu, link }),
+            Some(problem) => {
+                if !patience.wait(pod).await.map_err(kernel)? {
+                    return Err(problem);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,266 @@
+//! What sysfs tells about a VF and its PF (Documentation/ABI/testing/sysfs-bus-pci: physfn, virtfnN, sriov_numvfs).
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::{Error, PciAddress};
+
+/// Drivers that hand a device to a program in user space; it has no interface then.
+const USERSPACE: [&str; 3] = ["vfio-pci", "uio_pci_generic", "igb_uio"];
+
+/// A tree of sysfs; `/sys` on a node.
+#[derive(Debug, Clone)]
+pub struct Sysfs {
+    /// Where it is mounted.
+    pub root: PathBuf,
+}
+
+/// A network interface as sysfs shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Netdev {
+    /// Its name.
+    pub name: String,
+    /// Its index in the namespace of the sysfs mount.
+    pub index: u32,
+}
+
+/// A VF as sysfs shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VfDevice {
+    /// Its address.
+    pub pci: PciAddress,
+    /// Its PF's address.
+    pub pf: PciAddress,
+    /// N of the PF's `virtfnN`: the number that netlink uses.
+    pub number: u32,
+    /// How many VFs the PF has (sriov_numvfs).
+    pub numvfs: u32,
+    /// Driver of the VF.
+    pub driver: Option<String>,
+    /// Driver of the PF.
+    pub pf_driver: Option<String>,
+    /// The VF's interface, while it is in the host.
+    pub netdev: Option<Netdev>,
+    /// The PF's interfaces: none if it is in another namespace; in switchdev mode representors are left out.
+    pub pf_netdevs: Vec<Netdev>,
+}
+
+impl VfDevice {
+    /// The driver's name if it is one for user space.
+    pub fn userspace_driver(&self) -> Option<&str> {
+        self.driver.as_deref().filter(|driver| USERSPACE.contains(driver))
+    }
+
+    /// The PF's one interface.
+    pub fn pf_netdev(&self) -> Result<&Netdev, Error> {
+        let why = match self.pf_netdevs.as_slice() {
+            [one] => return Ok(one),
+            [] => match &self.pf_driver {
+                None => " (it has no driver)".to_owned(),
+                Some(driver) => format!(" (driver {driver}): is it in another namespace?"),
+            },
+            several => {
+                let names: Vec<&str> = several.iter().map(|netdev| netdev.name.as_str()).collect();
+                format!(", or rather several: {}", names.join(", "))
+            }
+        };
+        Err(Error::NoPf { pci: self.pci, pf: self.pf, why })
+    }
+}
+
+impl Sysfs {
+    fn device(&self, pci: PciAddress) -> PathBuf {
+        self.root.join("bus/pci/devices").join(pci.to_string())
+    }
+
+    /// True while the device is plugged in.
+    pub fn is_present(&self, pci: PciAddress) -> bool {
+        // Any other error than "not there" must not be taken for an unplugged device.
+        !matches!(fs::symlink_metadata(self.device(pci)), Err(error) if error.kind() == io::ErrorKind::NotFound)
+    }
+
+    /// All about the VF at `pci`.
+    pub fn vf(&self, pci: PciAddress) -> Result<VfDevice, Error> {
+        let device = self.device(pci);
+        if !self.is_present(pci) {
+            return Err(Error::NotPresent { pci, path: device });
+        }
+        let Some(pf) = link_target(&device.join("physfn"))? else { return Err(Error::NotAVf { pci }) };
+        let pf = PciAddress::try_from(pf.as_str())?;
+        let pf_device = self.device(pf);
+        let number = self.number(pci, pf)?;
+        Ok(VfDevice {
+            pci,
+            pf,
+            number,
+            numvfs: read_number(&pf_device.join("sriov_numvfs"))?,
+            driver: link_target(&device.join("driver"))?,
+            pf_driver: link_target(&pf_device.join("driver"))?,
+            netdev: netdevs(&device.join("net"))?.into_iter().next(),
+            pf_netdevs: pf_netdevs(&pf_device.join("net"))?,
+        })
+    }
+
+    /// The N for which the PF's virtfnN is this VF.
+    fn number(&self, pci: PciAddress, pf: PciAddress) -> Result<u32, Error> {
+        let wanted = pci.to_string();
+        let directory = self.device(pf);
+        for name in names_in(&directory)? {
+            if let Some(number) = name.strip_prefix("virtfn").and_then(|n| n.parse().ok())
+                && link_target(&directory.join(&name))?.as_deref() == Some(&wanted)
+            {
+                return Ok(number);
+            }
+        }
+        Err(Error::NoVfNumber { pci, pf })
+    }
+}
+
+/// Last component of a symbolic link's target; none if there is no link.
+fn link_target(path: &Path) -> Result<Option<String>, Error> {
+    match fs::read_link(path) {
+        Ok(target) => Ok(target.file_name().map(|name| name.to_string_lossy().into_owned())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(Error::Sysfs { step: "follow", path: path.to_owned(), source }),
+    }
+}
+
+/// The names in a directory, sorted; none if there is no directory.
+fn names_in(path: &Path) -> Result<Vec<String>, Error> {
+    let failed = |source| Error::Sysfs { step: "list", path: path.to_owned(), source };
+    let entries = match fs::read_dir(path) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(failed(error)),
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        names.push(entry.map_err(failed)?.file_name().to_string_lossy().into_owned());
+    }
+    names.sort();
+    Ok(names)
+}
+
+fn read_number(path: &Path) -> Result<u32, Error> {
+    let failed = |source| Error::Sysfs { step: "read", path: path.to_owned(), source };
+    let text = fs::read_to_string(path).map_err(failed)?;
+    text.trim().parse().map_err(|error| failed(io::Error::new(io::ErrorKind::InvalidData, error)))
+}
+
+/// The interfaces below a device's `net`. One that vanishes between listing and reading is left out.
+fn netdevs(net: &Path) -> Result<Vec<Netdev>, Error> {
+    let mut found = Vec::new();
+    for name in names_in(net)? {
+        match read_number(&net.join(&name).join("ifindex")) {
+            Ok(index) => found.push(Netdev { name, index }),
+            Err(Error::Sysfs { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(found)
+}
+
+/// The interfaces of a PF without the representors, which share its directory in switchdev mode.
+fn pf_netdevs(net: &Path) -> Result<Vec<Netdev>, Error> {
+    let mut found = netdevs(net)?;
+    if found.len() > 1 {
+        found.retain(|netdev| {
+            // Reading it fails with EOPNOTSUPP on drivers without port names: then it is no representor either.
+            let port = fs::read_to_string(net.join(&netdev.name).join("phys_port_name")).unwrap_or_default();
+            !is_representor(port.trim())
+        });
+    }
+    Ok(found)
+}
+
+/// `pf0vf3`, `pf1sf88`, `c1pf0vf2`: the kernel's names for representor ports (devlink_port_attrs_set); an uplink is `p0`.
+fn is_representor(port: &str) -> bool {
+    port.contains("pf")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    /// PF 0000:01:00.0 with three VFs at 10.0, 10.2, 10.4 (numbers 0, 1, 2).
+    fn tree() -> (tempfile::TempDir, Sysfs) {
+        let dir = tempfile::tempdir().unwrap();
+        let sysfs = Sysfs { root: dir.path().to_owned() };
+        let pf = sysfs.device(pci("0000:01:00.0"));
+        fs::create_dir_all(pf.join("net/eth0")).unwrap();
+        fs::write(pf.join("net/eth0/ifindex"), "4\n").unwrap();
+        fs::write(pf.join("sriov_numvfs"), "3\n").unwrap();
+        symlink("../../../bus/pci/drivers/igb", pf.join("driver")).unwrap();
+        for (number, function) in [0, 2, 4].into_iter().enumerate() {
+            let vf = sysfs.device(pci(&format!("0000:01:10.{function}")));
+            fs::create_dir_all(vf.join(format!("net/eth{}", number + 1))).unwrap();
+            fs::write(vf.join(format!("net/eth{}/ifindex", number + 1)), format!("{}\n", number + 5)).unwrap();
+            symlink("../0000:01:00.0", vf.join("physfn")).unwrap();
+            symlink("../../../bus/pci/drivers/igbvf", vf.join("driver")).unwrap();
+            symlink(format!("../0000:01:10.{function}"), pf.join(format!("virtfn{number}"))).unwrap();
+        }
+        (dir, sysfs)
+    }
+
+    fn pci(text: &str) -> PciAddress {
+        PciAddress::try_from(text).unwrap()
+    }
+
+    #[test]
+    fn a_vf_is_found_with_its_pf_number_drivers_and_names() {
+        let (_dir, sysfs) = tree();
+        let vf = sysfs.vf(pci("0000:01:10.4")).unwrap();
+        assert_eq!((vf.pf, vf.number, vf.numvfs), (pci("0000:01:00.0"), 2, 3));
+        assert_eq!((vf.driver.as_deref(), vf.pf_driver.as_deref()), (Some("igbvf"), Some("igb")));
+        assert_eq!(vf.netdev, Some(Netdev { name: "eth3".into(), index: 7 }));
+        assert_eq!(vf.pf_netdev().unwrap(), &Netdev { name: "eth0".into(), index: 4 });
+        assert_eq!(vf.userspace_driver(), None);
+    }
+
+    #[test]
+    fn what_is_no_vf_says_so() {
+        let (_dir, sysfs) = tree();
+        let missing = pci("0000:09:00.0");
+        assert!(matches!(sysfs.vf(missing), Err(Error::NotPresent { pci, .. }) if pci == missing));
+        let pf = pci("0000:01:00.0");
+        let error = sysfs.vf(pf).unwrap_err();
+        assert!(matches!(error, Error::NotAVf { pci } if pci == pf));
+        assert!(error.to_string().starts_with("device 0000:01:00.0 is no virtual function: no physfn"));
+        fs::remove_file(sysfs.device(pf).join("virtfn1")).unwrap();
+        let lost = pci("0000:01:10.2");
+        assert!(matches!(sysfs.vf(lost), Err(Error::NoVfNumber { pci, pf: of }) if (pci, of) == (lost, pf)));
+    }
+
+    #[test]
+    fn the_pf_is_the_uplink_among_representors_and_never_just_the_first() {
+        let (_dir, sysfs) = tree();
+        let net = sysfs.device(pci("0000:01:00.0")).join("net");
+        for (name, index, port) in [("eth10", "30", "pf0vf0"), ("a-rep", "31", "c1pf0vf1"), ("eth0", "4", "p0")] {
+            fs::create_dir_all(net.join(name)).unwrap();
+            fs::write(net.join(name).join("ifindex"), index).unwrap();
+            fs::write(net.join(name).join("phys_port_name"), port).unwrap();
+        }
+        let vf = sysfs.vf(pci("0000:01:10.0")).unwrap();
+        assert_eq!(vf.pf_netdev().unwrap().name, "eth0");
+        fs::create_dir_all(net.join("eth9")).unwrap();
+        fs::write(net.join("eth9/ifindex"), "40").unwrap();
+        let vf = sysfs.vf(pci("0000:01:10.0")).unwrap();
+        assert!(matches!(vf.pf_netdev(), Err(Error::NoPf { why, .. }) if why.contains("eth0, eth9")));
+        fs::remove_dir_all(&net).unwrap();
+        fs::create_dir(&net).unwrap();
+        let vf = sysfs.vf(pci("0000:01:10.0")).unwrap();
+        assert!(matches!(vf.pf_netdev(), Err(Error::NoPf { why, .. }) if why.contains("another namespace")));
+    }
+
+    #[test]
+    fn a_userspace_driver_is_recognized() {
+        let (_dir, sysfs) = tree();
+        let driver = sysfs.device(pci("0000:01:10.0")).join("driver");
+        fs::remove_file(&driver).unwrap();
+        symlink("../../../bus/pci/drivers/vfio-pci", &driver).unwrap();
+        assert_eq!(sysfs.vf(pci("0000:01:10.0")).unwrap().userspace_driver(), Some("vfio-pci"));
+    }
+}

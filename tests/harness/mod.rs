@@ -1,0 +1,21 @@
+//! What the black-box suites share: a world for each test (namespaces of its own), calls as a runtime makes them, and a
+//! plugin that records how it was called.
+
+#![allow(dead_code, unreachable_pub, unused_imports, reason = "each suite uses its part")]
+
+mod call;
+mod kernel;
+mod recorder;
+mod world;
+
+pub use call::{Call, Outcome};
+pub use kernel::{Interface, ip, ip_in, ping};
+pub use recorder::{Recorder, Recording};
+pub use world::{World, beds, pod_args};
+
+use serde_json::Value;
+
+/// The value at a JSON pointer; panics with the whole when there is none.
+pub fn at<'a>(value: &'a Value, pointer: &str) -> &'a Value {
+    value.pointer(pointer).unwrap_or_else(|| panic!("nothing at {pointer} of {value:#}"))
+}

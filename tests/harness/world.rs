@@ -1,0 +1,218 @@
+//! A node of a test's own: network and mount namespaces of the test's thread, with an empty /run, /var/lib/cni and
+//! /etc/cni. Everything that the thread starts lives there and is gone with it.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::atomic::{AtomicU32, Ordering},
+};
+
+use nix::{
+    mount::{MsFlags, mount},
+    sched::{CloneFlags, unshare},
+};
+use serde_json::{Value, json};
+
+use super::{Call, ip};
+
+/// Where `make test` installs plugins and servers.
+pub fn beds() -> PathBuf {
+    let beds = std::env::var_os("META_CNI_BED_CACHE").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/beds"),
+        PathBuf::from,
+    );
+    beds.canonicalize().unwrap_or_else(|_| panic!("{} is missing: run make beds", beds.display()))
+}
+
+/// `CNI_ARGS` of a pod as containerd gives them.
+pub fn pod_args(name: &str) -> String {
+    format!("IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME={name};K8S_POD_INFRA_CONTAINER_ID=x;K8S_POD_UID=uid-{name}")
+}
+
+/// A test's node.
+pub struct World {
+    /// Plugins are looked for here.
+    pub bin: PathBuf,
+    /// `manifestDir`.
+    pub manifests: PathBuf,
+    pods: AtomicU32,
+}
+
+impl World {
+    /// Isolates this thread. libtest gives every test a thread of its own, so tests do not see each other.
+    pub fn new() -> Self {
+        unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET).expect("the suites need root and namespaces");
+        let none: Option<&str> = None;
+        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).expect("make mounts private");
+        for directory in ["/run", "/var/lib/cni", "/etc/cni", "/var/lib/kubelet"] {
+            fs::create_dir_all(directory).expect(directory);
+            mount(Some("tmpfs"), directory, Some("tmpfs"), MsFlags::empty(), none).expect(directory);
+        }
+        mount(Some("sysfs"), "/sys", Some("sysfs"), MsFlags::empty(), none).expect("/sys of the new namespace");
+        ip("link set lo up");
+        Self::on_this_machine()
+    }
+
+    /// A world whose node is the machine itself: for the guest, whose VFs are in its first namespace.
+    pub fn on_this_machine() -> Self {
+        let world = Self { bin: "/run/test/bin".into(), manifests: "/etc/cni/manifests".into(), pods: AtomicU32::new(0) };
+        for directory in [&world.bin, &world.manifests, Path::new("/etc/cni/primary")] {
+            fs::create_dir_all(directory).expect("a directory of the test");
+        }
+        world
+    }
+
+    /// Links plugins of a set ("reference", "debian") into the world's directory.
+    pub fn plugins(&self, set: &str, names: &[&str]) -> &Self {
+        for name in names {
+            let target = beds().join("plugins").join(set).join(name);
+            assert!(target.is_file(), "{} is missing: run make beds", target.display());
+            let link = self.bin.join(name);
+            // A world is used by one test, but in the guest by several in turn.
+            let _ = fs::remove_file(&link);
+            std::os::unix::fs::symlink(target, link).expect("link a plugin");
+        }
+        self
+    }
+
+    /// Writes the primary's configuration and gives its path.
+    pub fn primary(&self, conf: &Value) -> String {
+        let path = Path::new("/etc/cni/primary/10-primary.conflist");
+        fs::write(path, conf.to_string()).expect("write the primary's configuration");
+        path.display().to_string()
+    }
+
+    /// A bridge with host-local as the primary network.
+    pub fn bridge_primary(&self) -> String {
+        self.plugins("reference", &["bridge", "host-local"]);
+        self.primary(&json!({
+            "cniVersion": "1.0.0", "name": "podnet",
+            "plugins": [{"type": "bridge", "bridge": "cni0", "isGateway": true, "isDefaultGateway": true,
+                         "ipam": {"type": "host-local", "subnet": "10.88.0.0/24"}}]
+        }))
+    }
+
+    /// Flannel's chain as kube-flannel.yml has it, and the subnet that flanneld would have written.
+    pub fn flannel_primary(&self) -> String {
+        self.plugins("reference", &["flannel", "bridge", "host-local", "portmap", "macvlan"]);
+        self.subnet_env("10.244.7.1/24");
+        self.primary(&json!({
+            "name": "cbr0", "cniVersion": "0.3.1",
+            "plugins": [{"type": "flannel", "delegate": {"hairpinMode": true, "isDefaultGateway": true}},
+                        {"type": "portmap", "capabilities": {"portMappings": true}}]
+        }))
+    }
+
+    /// Writes Flannel's subnet file.
+    pub fn subnet_env(&self, subnet: &str) {
+        fs::create_dir_all("/run/flannel").expect("/run/flannel");
+        let text = format!("FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET={subnet}\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=false\n");
+        fs::write("/run/flannel/subnet.env", text).expect("subnet.env");
+    }
+
+    /// Our conf for a primary at a path.
+    pub fn conf(&self, primary: &str) -> Value {
+        json!({
+            "cniVersion": "1.0.0", "name": "meta", "type": "meta-cni", "clusterNetwork": primary,
+            "binDir": self.bin, "manifestDir": self.manifests,
+            "readinessTimeoutSeconds": 1,
+        })
+    }
+
+    /// Writes a manifest.
+    pub fn manifest(&self, name: &str, text: &str) {
+        fs::write(self.manifests.join(format!("{name}.yaml")), text).expect("write a manifest");
+    }
+
+    /// A definition in "default".
+    pub fn definition(&self, name: &str, config: &Value) {
+        self.manifest(name, &json!({
+            "apiVersion": "k8s.cni.cncf.io/v1", "kind": "NetworkAttachmentDefinition",
+            "metadata": {"name": name, "namespace": "default"}, "spec": {"config": config.to_string()}
+        }).to_string());
+    }
+
+    /// A definition in "default" whose devices come from a resource.
+    pub fn definition_with_resource(&self, name: &str, resource: &str, config: &Value) {
+        self.manifest(name, &json!({
+            "apiVersion": "k8s.cni.cncf.io/v1", "kind": "NetworkAttachmentDefinition",
+            "metadata": {"name": name, "namespace": "default",
+                         "annotations": {"k8s.v1.cni.cncf.io/resourceName": resource}},
+            "spec": {"config": config.to_string()}
+        }).to_string());
+    }
+
+    /// A pod in "default" that asks for networks.
+    pub fn pod(&self, name: &str, networks: &str) {
+        self.manifest(&format!("pod-{name}"), &json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {"name": name, "namespace": "default", "annotations": {"k8s.v1.cni.cncf.io/networks": networks}}
+        }).to_string());
+    }
+
+    /// The network-status that was written for a pod.
+    pub fn status(&self, pod: &str) -> Option<Value> {
+        let text = fs::read_to_string(self.manifests.join(format!("network-status/default.{pod}.json"))).ok()?;
+        Some(serde_json::from_str(&text).expect("network-status is JSON"))
+    }
+
+    /// A new namespace for a sandbox; gives its path.
+    pub fn netns(&self) -> String {
+        let name = format!("t{}-{}", std::process::id(), self.pods.fetch_add(1, Ordering::Relaxed));
+        ip(&format!("netns add {name}"));
+        let path = format!("/run/netns/{name}");
+        super::ip_in(&path, "link set lo up");
+        path
+    }
+
+    /// Deletes a namespace, whatever is in it.
+    pub fn delete_netns(&self, path: &str) {
+        ip(&format!("netns delete {}", path.trim_start_matches("/run/netns/")));
+    }
+
+    /// A call of our binary, with a runtime's environment.
+    pub fn call(&self, verb: &str, container: &str, netns: &str, conf: &Value) -> Call {
+        Call::new(Path::new(env!("CARGO_BIN_EXE_meta-cni")), &self.bin, verb, container, netns, conf)
+    }
+
+    /// Records of a container.
+    pub fn records(&self, container: &str) -> Vec<String> {
+        names(Path::new("/var/lib/cni/meta-cni/sandboxes").join(container))
+    }
+
+    /// Addresses reserved in a pool.
+    pub fn leases(&self, network: &str) -> Vec<String> {
+        let mut all = names(Path::new("/var/lib/cni/networks").join(network));
+        all.retain(|name| name != "lock" && !name.starts_with("last_reserved_ip"));
+        all
+    }
+
+    /// Panics unless nothing of any pod is left: records, leases, VF leases, host interfaces of the bridge.
+    pub fn assert_clean(&self) {
+        assert_eq!(names("/var/lib/cni/meta-cni/sandboxes"), Vec::<String>::new(), "records");
+        assert_eq!(names("/var/lib/cni/meta-cni/vfs"), Vec::<String>::new(), "VF leases");
+        for network in names("/var/lib/cni/networks") {
+            assert_eq!(self.leases(&network), Vec::<String>::new(), "leases of {network}");
+        }
+        assert_eq!(names("/var/lib/cni/flannel"), Vec::<String>::new(), "Flannel's scratch files");
+        let locks = names("/run/meta-cni/lock");
+        assert!(!locks.iter().any(|name| name.starts_with("sandbox-")), "locks {locks:?}");
+    }
+}
+
+/// The names in a directory, sorted; none when it does not exist.
+pub fn names(path: impl AsRef<Path>) -> Vec<String> {
+    let entries = fs::read_dir(path).into_iter().flatten().flatten();
+    let mut names: Vec<String> = entries.filter_map(|entry| entry.file_name().into_string().ok()).collect();
+    names.sort();
+    names
+}
+
+/// Runs a program and panics with its output unless it succeeds.
+pub fn run(program: &str, arguments: &[&str]) -> String {
+    let output = Command::new(program).args(arguments).output().unwrap_or_else(|error| panic!("{program}: {error}"));
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{program} {arguments:?}: {text}{}", String::from_utf8_lossy(&output.stderr));
+    text
+}

@@ -1,0 +1,7 @@
+//! The host bed: our binary as a runtime calls it, in live namespaces, with the real bridge, macvlan, portmap and Flannel
+//! plugins; and with recording plugins where order and failure are what is tested.
+
+#[path = "../harness/mod.rs"]
+mod harness;
+
+mod primary;

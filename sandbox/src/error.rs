@@ -32,7 +32,7 @@ pub enum Error {
         /// What the kernel said.
         source: io::Error,
     },
-    /// A helper thread could not be started, or panicked.
+    /// A thread could not be started, or panicked.
     #[error("a thread to {step} failed: {source}")]
     Thread {
         /// What the thread was for.

@@ -1,4 +1,4 @@
-#![allow(clippy::unwrap_used)] // helpers outside #[test] functions unwrap too
+#![allow(clippy::unwrap_used)] // functions beside the tests unwrap too
 
 //! [`Rtnl`] against the running kernel, in namespaces of our own; `ip -j` is the second witness. Needs root.
 

@@ -122,6 +122,16 @@ pub(crate) async fn restore<L: Links>(host: &L, original: &Original, pf: u32, in
     Ok(())
 }
 
+/// The PF's side alone, for a VF that has no interface to restore (its driver was unbound, or is one for user space).
+pub(crate) async fn restore_at_pf<L: Links>(host: &L, original: &Original, pf: u32) -> Result<(), Error> {
+    if original.sets_mac.is_none() {
+        return Ok(());
+    }
+    let back = VfSetting::Mac(original.admin_mac().unwrap_or(MacAddr::ZERO));
+    let done = host.set_vf(pf, original.number, &[back]).await;
+    done.map_err(|source| original.attribute(back.to_string(), source, None))
+}
+
 /// What the PF keeps now.
 async fn reported<L: Links>(host: &L, original: &Original, pf: u32) -> Result<Option<MacAddr>, Error> {
     let report = host.pf_report(pf).await.map_err(|source| original.kernel(source))?;

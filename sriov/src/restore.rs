@@ -30,7 +30,7 @@ pub async fn restore<L: Links>(host: &L, pod: Option<&L>, original: &Original, s
             None => Ok(None),
         },
         Ok(Place::Host(link)) => Ok(Some(link)),
-        Ok(Place::NoNetdev | Place::Unplugged) => Ok(None),
+        Ok(Place::NoNetdev | Place::Unplugged) => mac::restore_at_pf(host, original, pf).await.map(|()| None),
         Err(error) => Err(error),
     };
     match home {

@@ -1,5 +1,5 @@
 //! attach and restore on the kernel in memory: every step made to fail, every driver's ways.
-#![allow(clippy::unwrap_used)] // helpers outside #[test] functions unwrap too
+#![allow(clippy::unwrap_used)] // functions beside the tests unwrap too
 
 use std::fs;
 use std::future::Future;
@@ -407,6 +407,23 @@ fn an_unplugged_vf_counts_as_restored() {
         node.kernel.unplug("net1");
         fs::remove_dir_all(node.sysfs.root.join("bus/pci/devices/0000:01:10.1")).unwrap();
         node.restore(&original).await.unwrap();
+    });
+}
+
+#[test]
+fn a_vf_that_lost_its_driver_is_restored_at_the_pf() {
+    run(async {
+        let node = node(Driver::Igb);
+        let wanted = much();
+        let original = node.find(&wanted).await.unwrap();
+        node.attach(&original, &wanted).await.unwrap();
+        node.kernel.unplug("net1");
+        fs::remove_file(node.sysfs.root.join("bus/pci/devices/0000:01:10.1/driver")).unwrap();
+        node.restore(&original).await.unwrap();
+        let vf = node.kernel.vf(1).unwrap();
+        let before = original.report.clone().unwrap();
+        assert_eq!(vf.mac, Some(MacAddr::ZERO), "the driver gives it one when it comes back");
+        assert_eq!((vf.vlan, vf.trust, vf.spoofchk), (before.vlan, before.trust, before.spoofchk));
     });
 }
 

@@ -1,6 +1,6 @@
 //! attach and restore on a real SR-IOV NIC: for the guest of tests/guest (PF `enp1s0`, driver igb, with seven VFs
 //! `enp1s0v0`...). Not run by `cargo test`; build it there and start the binary in the guest with --test-threads=1.
-#![allow(clippy::unwrap_used)] // helpers outside #[test] functions unwrap too
+#![allow(clippy::unwrap_used)] // functions beside the tests unwrap too
 
 use std::future::Future;
 use std::net::IpAddr;

@@ -1,5 +1,5 @@
 //! Leases and locks, on real namespaces. Needs root.
-#![allow(clippy::unwrap_used)] // helpers outside #[test] functions unwrap too
+#![allow(clippy::unwrap_used)] // functions beside the tests unwrap too
 
 use std::fs;
 use std::future::Future;

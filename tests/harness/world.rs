@@ -216,3 +216,19 @@ pub fn run(program: &str, arguments: &[&str]) -> String {
     assert!(output.status.success(), "{program} {arguments:?}: {text}{}", String::from_utf8_lossy(&output.stderr));
     text
 }
+
+/// Runs ADD of a list as libcni does, without us: each plugin in turn with the result so far. Gives the last result.
+pub fn bare_add(world: &World, list: &Value, container: &str, netns: &str) -> Value {
+    let mut previous = None;
+    for plugin in list["plugins"].as_array().expect("a list") {
+        let mut conf = plugin.clone();
+        conf["name"] = list["name"].clone();
+        conf["cniVersion"] = list["cniVersion"].clone();
+        if let Some(previous) = previous {
+            conf["prevResult"] = previous;
+        }
+        let program = world.bin.join(plugin["type"].as_str().expect("a type"));
+        previous = Some(world.call("ADD", container, netns, &conf).program(&program).pod("bare").ok());
+    }
+    previous.expect("a plugin")
+}

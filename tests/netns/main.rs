@@ -4,4 +4,7 @@
 #[path = "../harness/mod.rs"]
 mod harness;
 
+mod calls;
+mod deletion;
+mod engine;
 mod primary;

@@ -1,0 +1,158 @@
+//! Several calls of one container, GC and its list, and the default route.
+
+use std::fs;
+
+use serde_json::{Value, json};
+
+use crate::harness::{Interface, Recorder, World, at, ip};
+
+fn two_call_world() -> (World, Recorder, Value, Value) {
+    let world = World::new();
+    let recorder = Recorder::install(&world.bin, &["first", "net-x", "other"]);
+    let primary = world.primary(&json!({"cniVersion": "1.1.0", "name": "main", "plugins": [{"type": "first"}]}));
+    world.definition("x", &json!({"cniVersion": "1.1.0", "type": "net-x"}));
+    world.pod("p", "x");
+    let mut conf = world.conf(&primary);
+    conf["cniVersion"] = json!("1.1.0");
+    let mut second = conf.clone();
+    second["name"] = json!("meta-second");
+    second["clusterNetwork"] = json!("/etc/cni/primary/20-other.conflist");
+    fs::write("/etc/cni/primary/20-other.conflist", r#"{"cniVersion":"1.1.0","name":"other-net","plugins":[{"type":"other"}]}"#)
+        .unwrap();
+    (world, recorder, conf, second)
+}
+
+#[test]
+fn two_calls_of_one_container_live_and_die_independently() {
+    let (world, recorder, conf, second) = two_call_world();
+    let netns = world.netns();
+    world.call("ADD", "c1", &netns, &conf).pod("p").ok();
+    // The second call is for a pod without annotation: it makes one attachment.
+    world.call("ADD", "c1", &netns, &second).pod("plain").if_name("data9").ok();
+    assert_eq!(recorder.take(), ["ADD first eth0", "ADD net-x net1", "ADD other data9"]);
+    world.call("DEL", "c1", &netns, &conf).pod("p").ok();
+    assert_eq!(recorder.take(), ["DEL net-x net1", "DEL first eth0"]);
+    assert_eq!(world.records("c1"), ["meta-second:data9:data9.json"]);
+    world.call("ADD", "c1", &netns, &conf).pod("p").ok();
+    recorder.take();
+    world.call("DEL", "c1", &netns, &second).pod("plain").if_name("data9").ok();
+    assert_eq!(recorder.take(), ["DEL other data9"]);
+    world.call("DEL", "c1", &netns, &conf).pod("p").ok();
+    world.assert_clean();
+}
+
+#[test]
+fn a_name_that_another_call_has_taken_is_refused_beforehand() {
+    let (world, recorder, conf, second) = two_call_world();
+    let netns = world.netns();
+    world.call("ADD", "c1", &netns, &conf).pod("p").ok();
+    recorder.take();
+    let text = world.call("ADD", "c1", &netns, &second).pod("plain").if_name("net1").fails(7);
+    assert!(text.contains("another call of this container has an interface of that name"), "{text}");
+    assert_eq!(recorder.take(), Vec::<String>::new());
+}
+
+#[test]
+fn gc_leaves_secondaries_of_a_live_pod_alone_and_undoes_a_dead_one_whole() {
+    let (world, recorder, conf, second) = two_call_world();
+    let (live, dead) = (world.netns(), world.netns());
+    world.call("ADD", "live", &live, &conf).pod("p").ok();
+    world.call("ADD", "dead", &dead, &conf).pod("p").ok();
+    world.call("ADD", "dead", &dead, &second).pod("plain").if_name("data9").ok();
+    recorder.take();
+    let valid = json!([{"containerID": "live", "ifname": "eth0"}]);
+    for key in ["cni.dev/valid-attachments", "cni.dev/attachments"] {
+        let mut gc = conf.clone();
+        gc[key] = valid.clone();
+        world.call("GC", "", "", &gc).ok();
+    }
+    let calls = recorder.calls();
+    let handed: Vec<&Value> = calls.iter().filter(|call| call.0["verb"] == "GC").map(|call| &call.0["conf"]).collect();
+    assert_eq!(handed[0]["cni.dev/valid-attachments"], valid, "the primary gets the list unchanged");
+    assert_eq!(handed[0]["cni.dev/attachments"], valid);
+    assert_eq!(handed[1]["cni.dev/valid-attachments"], json!([{"containerID": "live", "ifname": "net1"}]));
+    let expected = ["DEL net-x net1", "DEL first eth0", "GC first ", "GC net-x ", "GC first ", "GC net-x "];
+    assert_eq!(recorder.take(), expected, "the second GC finds nothing more to undo");
+    assert_eq!(world.records("live").len(), 2);
+    assert_eq!(world.records("dead"), ["meta-second:data9:data9.json"], "another conf's call is not judged");
+
+    // An absent or null list says nothing; an empty one says that nothing is valid.
+    for list in [None, Some(Value::Null)] {
+        let mut gc = conf.clone();
+        if let Some(list) = list {
+            gc["cni.dev/valid-attachments"] = list;
+        }
+        world.call("GC", "", "", &gc).ok();
+        assert_eq!(world.records("live").len(), 2);
+    }
+    let mut gc = conf.clone();
+    gc["cni.dev/valid-attachments"] = json!([]);
+    world.call("GC", "", "", &gc).ok();
+    assert_eq!(world.records("live"), Vec::<String>::new());
+    gc["name"] = json!("meta-second");
+    world.call("GC", "", "", &gc).ok();
+    world.assert_clean();
+}
+
+#[test]
+fn leftovers_of_an_earlier_boot_are_undone() {
+    let (world, recorder, conf, _) = two_call_world();
+    let netns = world.netns();
+    world.call("ADD", "c1", &netns, &conf).pod("p").ok();
+    for name in world.records("c1") {
+        let file = format!("/var/lib/cni/meta-cni/sandboxes/c1/{name}");
+        let mut record: Value = serde_json::from_str(&fs::read_to_string(&file).unwrap()).unwrap();
+        record["bootId"] = json!("another-boot");
+        fs::write(file, record.to_string()).unwrap();
+    }
+    recorder.take();
+    world.call("GC", "", "", &conf).ok();
+    assert_eq!(recorder.take(), ["DEL net-x net1", "DEL first eth0"]);
+    world.assert_clean();
+}
+
+#[test]
+fn the_default_route_goes_where_the_pod_wants_it() {
+    let world = World::new();
+    let conf = world.conf(&world.bridge_primary());
+    world.plugins("reference", &["macvlan"]);
+    ip("link add uplink type veth peer name wire");
+    ip("link set uplink up");
+    world.definition("net-a", &json!({
+        "cniVersion": "1.0.0", "type": "macvlan", "master": "uplink",
+        "ipam": {"type": "host-local", "subnet": "10.10.1.0/24"}
+    }));
+    world.pod("p", r#"[{"name":"net-a","default-route":["10.10.1.254"]}]"#);
+    let netns = world.netns();
+    let result = world.call("ADD", "c1", &netns, &conf).pod("p").ok();
+    let (eth0, net1) = (Interface::find(&netns, "eth0").unwrap(), Interface::find(&netns, "net1").unwrap());
+    assert_eq!(net1.default_gateway(), Some("10.10.1.254"));
+    assert_eq!(eth0.default_gateway(), None, "one default route in the sandbox");
+    let routes = result["routes"].as_array().cloned().unwrap_or_default();
+    assert!(!routes.iter().any(|route| route["dst"] == "0.0.0.0/0"), "the result tells it too: {result}");
+    let status = world.status("p").unwrap();
+    assert_eq!(at(&status, "/1/gateway"), &json!(["10.10.1.254"]));
+    assert!(status[0].get("gateway").is_none());
+    world.call("CHECK", "c1", &netns, &conf).pod("p").ok();
+    world.call("DEL", "c1", &netns, &conf).pod("p").ok();
+    world.assert_clean();
+}
+
+#[test]
+fn a_default_route_that_leads_nowhere_undoes_the_pod() {
+    let world = World::new();
+    let conf = world.conf(&world.bridge_primary());
+    world.plugins("reference", &["macvlan"]);
+    ip("link add uplink type veth peer name wire");
+    ip("link set uplink up");
+    world.definition("net-a", &json!({
+        "cniVersion": "1.0.0", "type": "macvlan", "master": "uplink",
+        "ipam": {"type": "host-local", "subnet": "10.10.1.0/24"}
+    }));
+    world.pod("p", r#"[{"name":"net-a","default-route":["192.0.2.1"]}]"#);
+    let netns = world.netns();
+    let text = world.call("ADD", "c1", &netns, &conf).pod("p").fails(101);
+    assert!(text.contains("default/net-a as net1") && text.contains("192.0.2.1"), "{text}");
+    assert!(Interface::find(&netns, "eth0").is_none());
+    world.assert_clean();
+}

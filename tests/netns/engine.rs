@@ -158,7 +158,9 @@ fn killed_while_a_plugin_hangs_the_next_del_ends_it() {
     let took = before.elapsed();
     assert!((9..20).contains(&took.as_secs()), "{took:?}");
     let pid = fs::read_to_string(world.bin.join("pid")).unwrap();
-    assert!(!Path::new("/proc").join(pid.trim()).exists(), "the plugin still runs");
+    // Whoever inherits it may take a while to reap it.
+    let stat = fs::read_to_string(Path::new("/proc").join(pid.trim()).join("stat")).unwrap_or_default();
+    assert!(stat.is_empty() || stat.contains(") Z "), "the plugin still runs: {stat}");
     assert_eq!(recorder.take(), [&FORWARD[..3], &BACKWARD[1..]].concat());
     world.assert_clean();
 }

@@ -118,17 +118,20 @@ impl Asked {
         stdin.read_to_end(&mut text).map_err(|source| Error::io("read", "stdin", source))?;
         let conf = Object::parse("the network configuration on stdin", &text)?;
         check_network_name(&conf.text("name")?)?;
-        let netns = var("CNI_NETNS");
+        // A verb that is about no container has none, whatever the environment says.
+        let about_container = command.required().contains(&"CNI_CONTAINERID");
+        let of_container = |key: &str| if about_container { var(key) } else { String::new() };
+        let netns = of_container("CNI_NETNS");
         let allowed = matches!(var("CNI_NETNS_OVERRIDE").to_ascii_lowercase().as_str(), "1" | "true");
-        if command.required().contains(&"CNI_CONTAINERID") && !allowed && is_own_namespace(Path::new(&netns)) {
+        if about_container && !allowed && is_own_namespace(Path::new(&netns)) {
             return Err(Error::Netns("plugin's netns and netns from CNI_NETNS should not be the same".to_owned()));
         }
         Ok(Self::Call(Box::new(Invocation {
             command,
-            container: var("CNI_CONTAINERID"),
+            container: of_container("CNI_CONTAINERID"),
             netns,
-            if_name: var("CNI_IFNAME"),
-            args: CniArgs::parse(&var("CNI_ARGS"))?,
+            if_name: of_container("CNI_IFNAME"),
+            args: CniArgs::parse(&of_container("CNI_ARGS"))?,
             path: std::env::split_paths(&var("CNI_PATH")).filter(|dir| !dir.as_os_str().is_empty()).collect(),
             conf,
         })))

@@ -1,0 +1,52 @@
+# What a contributor and CI run. The beds (plugins, guest, control plane, node) are installed by the targets that need
+# them, into target/beds; a second run takes no time.
+CARGO ?= cargo
+BEDS := $(CURDIR)/target/beds
+MINUTES ?= 60
+SEED ?= $(shell date +%s)
+export META_CNI_BED_CACHE := $(BEDS)
+export META_CNI_REFERENCE_PLUGINS := $(BEDS)/plugins/reference
+
+.PHONY: all fmt lint test soak demo bench build release beds test-host test-guest
+
+all: build
+
+build:
+	$(CARGO) build --locked
+
+release:
+	$(CARGO) build --locked --release
+
+fmt:
+	$(CARGO) fmt --all
+
+lint:
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps --quiet
+
+beds:
+	mkdir -p $(BEDS)
+	tests/netns/install
+	tests/guest/install
+	tests/control-plane/install
+	tests/node/install
+
+# Everything that the issues promise, in under 20 minutes with the beds installed.
+test: beds lint test-host test-guest
+
+test-host:
+	$(CARGO) test --locked --workspace
+	tests/size
+
+test-guest:
+	tests/guest/suite
+
+soak: beds
+	tests/soak --minutes $(MINUTES) --seed $(SEED)
+
+demo:
+	tests/guest/run-demo
+
+bench: beds release
+	tests/bench/run

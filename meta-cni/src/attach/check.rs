@@ -20,7 +20,7 @@ impl Engine {
             .ok_or_else(|| Error::Netns(format!("CNI_NETNS {} is no network namespace", self.invocation.netns)))?;
         self.layout.create()?;
         let call = self.call()?;
-        let _lock = SandboxLock::take(&self.layout.locks(), &call.container, &self.records, self.deadline).await?;
+        let lock = SandboxLock::take(&self.layout.locks(), &call.container, &self.records, self.deadline).await?;
         let mut errors = Vec::new();
         let mut found = false;
         for entry in self.records.of_container(&call.container)?.into_iter().filter(|entry| *entry.call() == call) {
@@ -34,6 +34,10 @@ impl Engine {
             errors.extend(checked.err().map(|error| error.of_network(title)));
         }
         if !found {
+            // Nobody will DEL what was never added: the lock's file must not stay.
+            if self.records.of_container(&call.container)?.is_empty() {
+                lock.remove();
+            }
             return Err(Error::Mismatch(format!(
                 "container {} has no attachment of network {} recorded for {}",
                 call.container, call.conf, call.if_name

@@ -59,13 +59,13 @@ pub enum Error {
     NotReady(String),
     /// A virtual function could not be used.
     #[error(transparent)]
-    Vf(#[from] sriov::Error),
+    Vf(Box<sriov::Error>),
     /// The kernel refused a link, address or route.
     #[error(transparent)]
-    Kernel(#[from] sandbox::Error),
+    Kernel(Box<sandbox::Error>),
     /// An address could not be had.
     #[error(transparent)]
-    Address(#[from] ipam::Error),
+    Address(Box<ipam::Error>),
     /// What the kernel shows is not what was attached.
     #[error("{0}")]
     Mismatch(String),
@@ -93,6 +93,24 @@ pub enum Error {
     /// Several errors; the first decides the code.
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
     Several(Vec<Error>),
+}
+
+impl From<sriov::Error> for Error {
+    fn from(error: sriov::Error) -> Self {
+        Self::Vf(Box::new(error))
+    }
+}
+
+impl From<sandbox::Error> for Error {
+    fn from(error: sandbox::Error) -> Self {
+        Self::Kernel(Box::new(error))
+    }
+}
+
+impl From<ipam::Error> for Error {
+    fn from(error: ipam::Error) -> Self {
+        Self::Address(Box::new(error))
+    }
 }
 
 impl Error {

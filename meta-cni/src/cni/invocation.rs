@@ -11,6 +11,9 @@ use super::{CniArgs, Error, Object};
 /// Set for every plugin that we execute; seeing it as the meta plugin means that a configuration leads back to us.
 pub const RECURSION_MARK: &str = "META_CNI_CALLER";
 
+/// What is on stdin, for messages.
+const STDIN: &str = "the network configuration on stdin";
+
 /// A CNI verb.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Command {
@@ -99,8 +102,9 @@ impl Asked {
     pub fn read(env: impl Fn(&str) -> Option<String>, mut stdin: impl Read) -> Result<Self, Error> {
         let var = |key: &str| env(key).unwrap_or_default();
         let command = match env("CNI_COMMAND") {
+            // An empty value is no value, here as for the other variables (skel).
             None => return Ok(Self::About),
-            Some(text) if text.is_empty() => return Err(missing(&["CNI_COMMAND"])),
+            Some(text) if text.is_empty() => return Ok(Self::About),
             Some(text) => Command::parse(&text)?,
         };
         if command == Command::Version {
@@ -116,8 +120,11 @@ impl Asked {
         }
         let mut text = Vec::new();
         stdin.read_to_end(&mut text).map_err(|source| Error::io("read", "stdin", source))?;
-        let conf = Object::parse("the network configuration on stdin", &text)?;
-        check_network_name(&conf.text("name")?)?;
+        let conf = Object::parse(STDIN, &text)?;
+        // skel decodes these two by themselves: one that is no text does not parse.
+        let protocol = |key| conf.text(key).map_err(|problem| Error::decode(STDIN, problem));
+        check_network_name(&protocol("name")?)?;
+        protocol("cniVersion")?;
         // A verb that is about no container has none, whatever the environment says.
         let about_container = command.required().contains(&"CNI_CONTAINERID");
         let of_container = |key: &str| if about_container { var(key) } else { String::new() };

@@ -57,6 +57,10 @@ pub fn run(env: impl Fn(&str) -> Option<String>, stdin: impl Read) -> Reply {
 
 fn judge_and_dispatch(invocation: Invocation, version: SpecVersion, recursive: bool) -> Result<Option<Value>, Error> {
     version.allow(invocation.command)?;
+    if recursive && invocation.command == Command::Del {
+        // Its ADD was refused, so there is nothing to undo, and the caller must get rid of its own record of it.
+        return Ok(None);
+    }
     if recursive {
         return Err(Error::Config(
             "meta-cni was called by a plugin that it executed: a configuration leads back to it; name the network's own plugin there".to_owned(),

@@ -50,7 +50,11 @@ fn node(world: &World) -> Value {
     let primary = world.bridge_primary();
     world.plugins("reference", &["macvlan"]);
     let recorder = Recorder::install(&world.bin, &["flaky"]);
-    recorder.behave("flaky", "ADD", r#"case $(od -An -N1 -tu1 /dev/urandom) in *[05]) exit 1 ;; *7) kill -9 $PPID ;; esac"#);
+    recorder.behave(
+        "flaky",
+        "ADD",
+        r#"case $(od -An -N1 -tu1 /dev/urandom) in *[05]) exit 1 ;; *7) kill -9 $PPID ;; esac"#,
+    );
     ip("link add uplink type veth peer name wire");
     ip("link set uplink up");
     for name in ["net-a", "net-b"] {
@@ -60,7 +64,8 @@ fn node(world: &World) -> Value {
         }));
     }
     world.definition("flaky", &json!({"cniVersion": "1.0.0", "type": "flaky"}));
-    for (pod, networks) in [("p0", "net-a"), ("p1", "net-a,flaky"), ("p2", "flaky,net-b,net-a"), ("p3", "net-b,net-b")] {
+    for (pod, networks) in [("p0", "net-a"), ("p1", "net-a,flaky"), ("p2", "flaky,net-b,net-a"), ("p3", "net-b,net-b")]
+    {
         world.pod(pod, networks);
     }
     world.conf(&primary)

@@ -11,12 +11,15 @@ pub fn ip(arguments: &str) -> String {
     run("ip", &arguments.split(' ').collect::<Vec<_>>())
 }
 
+/// Runs a program in a namespace; panics on failure.
+pub fn in_netns(netns: &str, words: &[&str]) -> String {
+    let net = format!("--net={netns}");
+    run("nsenter", &[&[net.as_str()], words].concat())
+}
+
 /// Runs `ip` in a namespace.
 pub fn ip_in(netns: &str, arguments: &str) -> String {
-    let net = format!("--net={netns}");
-    let mut all = vec![net.as_str(), "ip"];
-    all.extend(arguments.split(' '));
-    run("nsenter", &all)
+    in_netns(netns, &[&["ip"], arguments.split(' ').collect::<Vec<_>>().as_slice()].concat())
 }
 
 /// An interface as `ip -j -d` shows it.

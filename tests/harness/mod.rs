@@ -9,9 +9,9 @@ mod recorder;
 mod world;
 
 pub use call::{Call, Outcome};
-pub use kernel::{Interface, ip, ip_in, ping};
+pub use kernel::{Interface, in_netns, ip, ip_in, ping};
 pub use recorder::{Recorder, Recording};
-pub use world::{World, bare_add, beds, pod_args};
+pub use world::{World, bare_add, beds, names, pod_args};
 
 use serde_json::Value;
 

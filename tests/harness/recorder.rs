@@ -62,7 +62,10 @@ impl Recorder {
     /// The calls so far.
     pub fn calls(&self) -> Vec<Recording> {
         let text = fs::read_to_string(self.bin.join("log")).unwrap_or_default();
-        serde_json::Deserializer::from_str(&text).into_iter().map(|call| Recording(call.expect("a recorded call"))).collect()
+        serde_json::Deserializer::from_str(&text)
+            .into_iter()
+            .map(|call| Recording(call.expect("a recorded call")))
+            .collect()
     }
 
     /// The calls so far, in short, and forgets them.

@@ -18,16 +18,16 @@ use super::{Call, ip};
 
 /// Where `make test` installs plugins and servers.
 pub fn beds() -> PathBuf {
-    let beds = std::env::var_os("META_CNI_BED_CACHE").map_or_else(
-        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/beds"),
-        PathBuf::from,
-    );
+    let beds = std::env::var_os("META_CNI_BED_CACHE")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/beds"), PathBuf::from);
     beds.canonicalize().unwrap_or_else(|_| panic!("{} is missing: run make beds", beds.display()))
 }
 
 /// `CNI_ARGS` of a pod as containerd gives them.
 pub fn pod_args(name: &str) -> String {
-    format!("IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME={name};K8S_POD_INFRA_CONTAINER_ID=x;K8S_POD_UID=uid-{name}")
+    format!(
+        "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME={name};K8S_POD_INFRA_CONTAINER_ID=x;K8S_POD_UID=uid-{name}"
+    )
 }
 
 /// A test's node.
@@ -56,7 +56,8 @@ impl World {
 
     /// A world whose node is the machine itself: for the guest, whose VFs are in its first namespace.
     pub fn on_this_machine() -> Self {
-        let world = Self { bin: "/run/test/bin".into(), manifests: "/etc/cni/manifests".into(), pods: AtomicU32::new(0) };
+        let world =
+            Self { bin: "/run/test/bin".into(), manifests: "/etc/cni/manifests".into(), pods: AtomicU32::new(0) };
         for directory in [&world.bin, &world.manifests, Path::new("/etc/cni/primary")] {
             fs::create_dir_all(directory).expect("a directory of the test");
         }
@@ -107,7 +108,8 @@ impl World {
     /// Writes Flannel's subnet file.
     pub fn subnet_env(&self, subnet: &str) {
         fs::create_dir_all("/run/flannel").expect("/run/flannel");
-        let text = format!("FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET={subnet}\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=false\n");
+        let text =
+            format!("FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET={subnet}\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=false\n");
         fs::write("/run/flannel/subnet.env", text).expect("subnet.env");
     }
 
@@ -127,20 +129,28 @@ impl World {
 
     /// A definition in "default".
     pub fn definition(&self, name: &str, config: &Value) {
-        self.manifest(name, &json!({
-            "apiVersion": "k8s.cni.cncf.io/v1", "kind": "NetworkAttachmentDefinition",
-            "metadata": {"name": name, "namespace": "default"}, "spec": {"config": config.to_string()}
-        }).to_string());
+        self.manifest(
+            name,
+            &json!({
+                "apiVersion": "k8s.cni.cncf.io/v1", "kind": "NetworkAttachmentDefinition",
+                "metadata": {"name": name, "namespace": "default"}, "spec": {"config": config.to_string()}
+            })
+            .to_string(),
+        );
     }
 
     /// A definition in "default" whose devices come from a resource.
     pub fn definition_with_resource(&self, name: &str, resource: &str, config: &Value) {
-        self.manifest(name, &json!({
-            "apiVersion": "k8s.cni.cncf.io/v1", "kind": "NetworkAttachmentDefinition",
-            "metadata": {"name": name, "namespace": "default",
-                         "annotations": {"k8s.v1.cni.cncf.io/resourceName": resource}},
-            "spec": {"config": config.to_string()}
-        }).to_string());
+        self.manifest(
+            name,
+            &json!({
+                "apiVersion": "k8s.cni.cncf.io/v1", "kind": "NetworkAttachmentDefinition",
+                "metadata": {"name": name, "namespace": "default",
+                             "annotations": {"k8s.v1.cni.cncf.io/resourceName": resource}},
+                "spec": {"config": config.to_string()}
+            })
+            .to_string(),
+        );
     }
 
     /// A pod in "default" that asks for networks.

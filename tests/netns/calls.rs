@@ -17,8 +17,11 @@ fn two_call_world() -> (World, Recorder, Value, Value) {
     let mut second = conf.clone();
     second["name"] = json!("meta-second");
     second["clusterNetwork"] = json!("/etc/cni/primary/20-other.conflist");
-    fs::write("/etc/cni/primary/20-other.conflist", r#"{"cniVersion":"1.1.0","name":"other-net","plugins":[{"type":"other"}]}"#)
-        .unwrap();
+    fs::write(
+        "/etc/cni/primary/20-other.conflist",
+        r#"{"cniVersion":"1.1.0","name":"other-net","plugins":[{"type":"other"}]}"#,
+    )
+    .unwrap();
     (world, recorder, conf, second)
 }
 
@@ -118,10 +121,13 @@ fn the_default_route_goes_where_the_pod_wants_it() {
     world.plugins("reference", &["macvlan"]);
     ip("link add uplink type veth peer name wire");
     ip("link set uplink up");
-    world.definition("net-a", &json!({
-        "cniVersion": "1.0.0", "type": "macvlan", "master": "uplink",
-        "ipam": {"type": "host-local", "subnet": "10.10.1.0/24"}
-    }));
+    world.definition(
+        "net-a",
+        &json!({
+            "cniVersion": "1.0.0", "type": "macvlan", "master": "uplink",
+            "ipam": {"type": "host-local", "subnet": "10.10.1.0/24"}
+        }),
+    );
     world.pod("p", r#"[{"name":"net-a","default-route":["10.10.1.254"]}]"#);
     let netns = world.netns();
     let result = world.call("ADD", "c1", &netns, &conf).pod("p").ok();
@@ -145,10 +151,13 @@ fn a_default_route_that_leads_nowhere_undoes_the_pod() {
     world.plugins("reference", &["macvlan"]);
     ip("link add uplink type veth peer name wire");
     ip("link set uplink up");
-    world.definition("net-a", &json!({
-        "cniVersion": "1.0.0", "type": "macvlan", "master": "uplink",
-        "ipam": {"type": "host-local", "subnet": "10.10.1.0/24"}
-    }));
+    world.definition(
+        "net-a",
+        &json!({
+            "cniVersion": "1.0.0", "type": "macvlan", "master": "uplink",
+            "ipam": {"type": "host-local", "subnet": "10.10.1.0/24"}
+        }),
+    );
     world.pod("p", r#"[{"name":"net-a","default-route":["192.0.2.1"]}]"#);
     let netns = world.netns();
     let text = world.call("ADD", "c1", &netns, &conf).pod("p").fails(101);

@@ -13,10 +13,13 @@ fn attached() -> (World, Value, String) {
     world.plugins("reference", &["macvlan"]);
     ip("link add uplink type veth peer name wire");
     ip("link set uplink up");
-    world.definition("net-a", &json!({
-        "cniVersion": "1.0.0", "type": "macvlan", "master": "uplink",
-        "ipam": {"type": "host-local", "subnet": "10.10.1.0/24"}
-    }));
+    world.definition(
+        "net-a",
+        &json!({
+            "cniVersion": "1.0.0", "type": "macvlan", "master": "uplink",
+            "ipam": {"type": "host-local", "subnet": "10.10.1.0/24"}
+        }),
+    );
     world.pod("p", "net-a");
     let netns = world.netns();
     world.call("ADD", "c1", &netns, &conf).pod("p").ok();
@@ -119,7 +122,11 @@ fn a_delegate_that_fails_is_reported_while_the_namespace_lives_and_owed_afterwar
     recorder.take();
     recorder.relax("net-x", "DEL");
     world.call("GC", "", "", &conf).ok();
-    assert_eq!(recorder.take(), ["DEL net-x net1"], "GC pays the debt, and a list that is absent says nothing to plugins");
+    assert_eq!(
+        recorder.take(),
+        ["DEL net-x net1"],
+        "GC pays the debt, and a list that is absent says nothing to plugins"
+    );
     world.assert_clean();
 }
 

@@ -42,10 +42,15 @@ fn attachments_are_made_in_order_and_undone_in_reverse() {
 #[test]
 fn each_plugin_gets_its_object_as_it_stands() {
     let (world, recorder, conf) = recording_world();
-    let config = r#"{"z":1.50,"big":12345678901234567890123,"type":"net-x","capabilities":{"ips":true},"cniVersion":"0.4.0"}"#;
-    world.manifest("x", &json!({
-        "kind": "NetworkAttachmentDefinition", "metadata": {"name": "x"}, "spec": {"config": config}
-    }).to_string());
+    let config =
+        r#"{"z":1.50,"big":12345678901234567890123,"type":"net-x","capabilities":{"ips":true},"cniVersion":"0.4.0"}"#;
+    world.manifest(
+        "x",
+        &json!({
+            "kind": "NetworkAttachmentDefinition", "metadata": {"name": "x"}, "spec": {"config": config}
+        })
+        .to_string(),
+    );
     world.pod("p", r#"[{"name":"x","ips":["10.1.1.7"],"mac":"02:00:00:00:00:07","portMappings":[{"hostPort":80}]}]"#);
     let netns = world.netns();
     let mut conf = conf;
@@ -212,7 +217,8 @@ fn what_cannot_be_written_down_is_not_done() {
     let (world, recorder, conf) = recording_world();
     let netns = world.netns();
     fs::create_dir_all("/var/lib/cni/meta-cni").unwrap();
-    let status = Command::new("mount").args(["-t", "tmpfs", "-o", "ro", "none", "/var/lib/cni/meta-cni"]).status().unwrap();
+    let status =
+        Command::new("mount").args(["-t", "tmpfs", "-o", "ro", "none", "/var/lib/cni/meta-cni"]).status().unwrap();
     assert!(status.success());
     let text = world.call("ADD", "c1", &netns, &conf).pod("p").fails(5);
     assert!(text.contains("/var/lib/cni/meta-cni") && text.contains("Read-only"), "{text}");

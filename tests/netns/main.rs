@@ -10,4 +10,7 @@ mod calls;
 mod conformance;
 mod deletion;
 mod engine;
+mod forms;
 mod primary;
+mod refusals;
+mod results;

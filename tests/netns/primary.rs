@@ -41,10 +41,13 @@ fn flannel_with_two_macvlan_networks() {
     crate::harness::ip("link set uplink up");
     crate::harness::ip("link set wire up");
     for (name, subnet) in [("net-a", "10.10.1.0/24"), ("net-b", "10.10.2.0/24")] {
-        world.definition(name, &json!({
-            "cniVersion": "1.0.0", "type": "macvlan", "master": "uplink",
-            "ipam": {"type": "host-local", "subnet": subnet}
-        }));
+        world.definition(
+            name,
+            &json!({
+                "cniVersion": "1.0.0", "type": "macvlan", "master": "uplink",
+                "ipam": {"type": "host-local", "subnet": subnet}
+            }),
+        );
     }
     let mut pods = Vec::new();
     for name in ["one", "two"] {
@@ -55,12 +58,22 @@ fn flannel_with_two_macvlan_networks() {
     }
     for (name, netns) in ["one", "two"].iter().zip(&pods) {
         let status = world.status(name).expect("status");
-        let names: Vec<_> = status.as_array().unwrap().iter().map(|entry| (entry["name"].clone(), entry["interface"].clone())).collect();
-        assert_eq!(names, [("cbr0", "eth0"), ("default/net-a", "net1"), ("default/net-b", "data0")].map(|(a, b)| (json!(a), json!(b))));
+        let names: Vec<_> = status
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|entry| (entry["name"].clone(), entry["interface"].clone()))
+            .collect();
+        assert_eq!(
+            names,
+            [("cbr0", "eth0"), ("default/net-a", "net1"), ("default/net-b", "data0")]
+                .map(|(a, b)| (json!(a), json!(b)))
+        );
         for entry in status.as_array().unwrap() {
             let found = Interface::find(netns, entry["interface"].as_str().unwrap()).expect("the interface");
             assert_eq!(entry["mac"], found.mac());
-            let ips: Vec<String> = found.addresses().iter().map(|text| text.split('/').next().unwrap().to_owned()).collect();
+            let ips: Vec<String> =
+                found.addresses().iter().map(|text| text.split('/').next().unwrap().to_owned()).collect();
             assert_eq!(entry["ips"], json!(ips));
         }
     }

@@ -31,6 +31,9 @@ impl Engine {
             errors.extend(self.del_unrecorded_primary().await.err());
         }
         if let Some(error) = Error::join(errors) {
+            if self.records.of_container(&call.container).is_ok_and(|left| left.is_empty()) {
+                lock.remove();
+            }
             return Err(error);
         }
         if let Some(pod) = PodName::of_args(&self.invocation.args) {

@@ -1,6 +1,9 @@
 //! A directory of the YAML that one would `kubectl apply`, in place of an API server.
 
-use std::path::{Path, PathBuf};
+use std::{
+    cell::OnceCell,
+    path::{Path, PathBuf},
+};
 
 use serde::Deserialize as _;
 use serde_json::Value;
@@ -15,15 +18,16 @@ use crate::{
 /// The directory beside the manifests where status is written.
 const STATUS_DIRECTORY: &str = "network-status";
 
-/// Pods and definitions from files.
+/// Pods and definitions from files, read once in a process.
 #[derive(Debug)]
 pub struct Manifests {
     directory: PathBuf,
+    objects: OnceCell<Vec<Value>>,
 }
 
 impl Manifests {
     pub(super) fn new(directory: &Path) -> Self {
-        Self { directory: directory.to_owned() }
+        Self { directory: directory.to_owned(), objects: OnceCell::new() }
     }
 
     /// A pod that no file describes asks for nothing: a node without a cluster runs such pods.
@@ -62,18 +66,28 @@ impl Manifests {
 
     /// The object of a kind and name. An object without a namespace is in "default", as kubectl would apply it.
     fn object(&self, kind: &str, namespace: &str, name: &str) -> Result<Option<Value>, Error> {
+        let objects = match self.objects.get() {
+            Some(objects) => objects,
+            None => {
+                let read = self.read()?;
+                self.objects.get_or_init(|| read)
+            }
+        };
+        let wanted = |object: &&Value| {
+            let meta = &object["metadata"];
+            object["kind"] == kind && meta["name"] == name && meta["namespace"].as_str().unwrap_or("default") == namespace
+        };
+        Ok(objects.iter().find(wanted).cloned())
+    }
+
+    fn read(&self) -> Result<Vec<Value>, Error> {
         std::fs::read_dir(&self.directory).map_err(|source| Error::io("read", self.directory.display(), source))?;
+        let mut objects = Vec::new();
         for path in files_in(&self.directory, &["yaml", "yml", "json"]) {
             let text = std::fs::read_to_string(&path).map_err(|source| Error::io("read", path.display(), source))?;
-            for object in documents(&path, &text)? {
-                let meta = &object["metadata"];
-                let found_namespace = meta["namespace"].as_str().unwrap_or("default");
-                if object["kind"] == kind && meta["name"] == name && found_namespace == namespace {
-                    return Ok(Some(object));
-                }
-            }
+            objects.extend(documents(&path, &text)?);
         }
-        Ok(None)
+        Ok(objects)
     }
 }
 

@@ -31,7 +31,7 @@ pub struct Scene {
 }
 
 /// Told the process group of each plugin before it does anything.
-pub type OnStart<'a> = &'a mut (dyn FnMut(Option<ProcessGroup>) -> Result<(), Error> + Send);
+pub type OnStart<'a> = &'a mut (dyn FnMut(Option<ProcessGroup>) -> Result<(), Error>);
 
 /// Runs ADD from the plugin at `from` on; each gets the result of the one before. Gives the last result, as printed and
 /// as understood. What was made before a failure stays: the caller undoes it by [`del`].

@@ -29,7 +29,9 @@ impl Plugin {
                 "plugin type \"{kind}\" is a path: give the name of a program in binDir"
             )));
         }
-        Ok(Self { kind, object })
+        let plugin = Self { kind, object };
+        plugin.capabilities()?;
+        Ok(plugin)
     }
 
     /// The capabilities it declares as true.
@@ -103,6 +105,7 @@ impl PluginList {
     pub fn from_file(path: &Path) -> Result<Self, Error> {
         let named = |error: Error| match error {
             Error::Config(text) => Error::Config(format!("{}: {text}", path.display())),
+            version @ Error::IncompatibleVersion { .. } => version.of_network(path.display().to_string()),
             other => other,
         };
         let text = std::fs::read(path).map_err(|source| Error::io("read", path.display(), source))?;

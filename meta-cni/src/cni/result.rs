@@ -118,14 +118,16 @@ impl CniResult {
     /// (libcni's fix-up). `null` and nothing at all are empty results.
     ///
     /// # Errors
-    /// [`Error::Decode`] naming `what`; [`Error::IncompatibleVersion`].
+    /// [`Error::Decode`] naming `what`.
     pub fn parse(what: &str, value: &Value, conf: SpecVersion) -> Result<Self, Error> {
         let Some(object) = value.as_object() else {
             return if value.is_null() { Ok(Self::default()) } else { Err(Error::decode(what, "no JSON object")) };
         };
         let version = match object.get("cniVersion").and_then(Value::as_str) {
             None | Some("") => conf,
-            Some(text) => SpecVersion::of_conf(Some(text))?,
+            // It is the plugin that speaks an unknown version, not the configuration that asks for one.
+            Some(text) => SpecVersion::of_conf(Some(text))
+                .map_err(|_| Error::decode(what, format!("its cniVersion \"{text}\" is none that is known")))?,
         };
         if version <= SpecVersion::V0_2_0 {
             return Self::parse_old(what, object);
@@ -283,7 +285,10 @@ mod tests {
             json!({"ips": [{"version": "4", "address": "10.0.0.2/24"}], "routes": null, "interfaces": null});
         assert_eq!(CniResult::parse("r", &no_version, conf).unwrap().ips.len(), 1);
         let future = json!({"cniVersion": "7.0.0"});
-        assert!(matches!(CniResult::parse("r", &future, conf), Err(Error::IncompatibleVersion { .. })));
+        match CniResult::parse("r", &future, conf) {
+            Err(Error::Decode { what, problem }) => assert!(what == "r" && problem.contains("\"7.0.0\"")),
+            other => panic!("{other:?}"),
+        }
         assert!(matches!(CniResult::parse("r", &json!([1]), conf), Err(Error::Decode { .. })));
     }
 }

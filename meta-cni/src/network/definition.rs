@@ -48,6 +48,7 @@ impl Definition {
         let name = format!("definition {}/{}", self.namespace, self.name);
         let named = |error: Error| match error {
             Error::Config(text) => Error::Config(format!("{name}: {text}")),
+            version @ Error::IncompatibleVersion { .. } => version.of_network(name.as_str()),
             other => other,
         };
         if self.config.trim().is_empty() {

@@ -1,0 +1,227 @@
+//! What an ADD and a DEL cost: the bare Flannel chain against meta-cni in front of it, with no and with two networks, from
+//! a directory of manifests and from an API server. All in one run and in turn, so that the ratios hold on any machine.
+//!
+//! CPU is that of the whole process tree; "own" is our process alone, until its last plugin runs.
+
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a bench panics where it is wrong, and prints")]
+
+#[path = "../harness/mod.rs"]
+mod harness;
+
+mod api;
+
+use std::{fs, time::Instant};
+
+use harness::{Recorder, World, bare_add, ip};
+use nix::sys::resource::{UsageWho, getrusage};
+use serde_json::{Value, json};
+
+/// Rounds of every scenario in turn; the medians are printed.
+const ROUNDS: usize = 25;
+
+/// One measured call.
+#[derive(Clone, Copy, Default)]
+struct Cost {
+    cpu_ms: f64,
+    wall_ms: f64,
+}
+
+/// A way to attach a pod.
+struct Scenario {
+    name: &'static str,
+    /// Our conf; nothing for the bare chain.
+    conf: Option<Value>,
+    pod: &'static str,
+}
+
+fn cpu_of_children() -> f64 {
+    let usage = getrusage(UsageWho::RUSAGE_CHILDREN).unwrap();
+    let ms = |time: nix::sys::time::TimeVal| time.tv_sec() as f64 * 1e3 + time.tv_usec() as f64 / 1e3;
+    ms(usage.user_time()) + ms(usage.system_time())
+}
+
+fn measured(work: impl FnOnce()) -> Cost {
+    let (cpu, wall) = (cpu_of_children(), Instant::now());
+    work();
+    Cost { wall_ms: wall.elapsed().as_secs_f64() * 1e3, cpu_ms: cpu_of_children() - cpu }
+}
+
+fn bare_del(world: &World, list: &Value, container: &str, netns: &str, result: &Value) {
+    for plugin in list["plugins"].as_array().unwrap().iter().rev() {
+        let mut conf = plugin.clone();
+        conf["name"] = list["name"].clone();
+        conf["cniVersion"] = list["cniVersion"].clone();
+        conf["prevResult"] = result.clone();
+        let program = world.bin.join(plugin["type"].as_str().unwrap());
+        world.call("DEL", container, netns, &conf).program(&program).pod("bare").ok();
+    }
+}
+
+impl Scenario {
+    fn once(&self, world: &World, list: &Value, at: usize) -> (Cost, Cost) {
+        let (netns, container) = (world.netns(), format!("bench-{at}"));
+        let costs = match &self.conf {
+            None => {
+                let mut result = Value::Null;
+                let add = measured(|| result = bare_add(world, list, &container, &netns));
+                (add, measured(|| bare_del(world, list, &container, &netns, &result)))
+            }
+            Some(conf) => {
+                let add = measured(|| {
+                    drop(world.call("ADD", &container, &netns, conf).env("CNI_ARGS", &args(self.pod)).ok())
+                });
+                (
+                    add,
+                    measured(|| {
+                        drop(world.call("DEL", &container, &netns, conf).env("CNI_ARGS", &args(self.pod)).ok())
+                    }),
+                )
+            }
+        };
+        world.delete_netns(&netns);
+        costs
+    }
+
+    /// Programs executed in one ADD, counted by strace.
+    fn execs(&self, world: &World, list: &Value) -> usize {
+        let (netns, trace) = (world.netns(), "/run/trace");
+        let strace = ["strace", "-f", "-qq", "-e", "trace=execve", "-e", "status=successful", "-o", trace];
+        let count = || fs::read_to_string(trace).unwrap().lines().filter(|line| line.contains("execve(")).count();
+        let count = match &self.conf {
+            Some(conf) => {
+                world.call("ADD", "traced", &netns, conf).env("CNI_ARGS", &args(self.pod)).under(&strace).ok();
+                let counted = count();
+                world.call("DEL", "traced", &netns, conf).env("CNI_ARGS", &args(self.pod)).ok();
+                counted
+            }
+            None => {
+                let mut result = Value::Null;
+                let mut total = 0;
+                for plugin in list["plugins"].as_array().unwrap() {
+                    let mut conf = plugin.clone();
+                    conf["name"] = list["name"].clone();
+                    conf["cniVersion"] = list["cniVersion"].clone();
+                    if !result.is_null() {
+                        conf["prevResult"] = result;
+                    }
+                    let program = world.bin.join(plugin["type"].as_str().unwrap());
+                    result =
+                        world.call("ADD", "traced", &netns, &conf).program(&program).pod("bare").under(&strace).ok();
+                    total += count();
+                }
+                bare_del(world, list, "traced", &netns, &result);
+                total
+            }
+        };
+        world.delete_netns(&netns);
+        count
+    }
+}
+
+/// The runtime's arguments, without a UID: the API server makes those.
+fn args(pod: &str) -> String {
+    format!("IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME={pod};K8S_POD_INFRA_CONTAINER_ID=x")
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+/// CPU and peak memory of our own process, as its last plugin sees it in /proc.
+fn own_cost(world: &World, conf: &Value, pod: &str) -> (f64, f64) {
+    let mut cpu = Vec::new();
+    let mut peak = 0.0_f64;
+    for at in 0..ROUNDS {
+        let netns = world.netns();
+        world.call("ADD", &format!("own-{at}"), &netns, conf).env("CNI_ARGS", &args(pod)).ok();
+        let text = fs::read_to_string("/run/own").unwrap();
+        let mut lines = text.lines();
+        cpu.push(lines.next().unwrap().split(' ').next().unwrap().parse::<f64>().unwrap() / 1e6);
+        let kib = lines.next().unwrap().split_whitespace().nth(1).unwrap().parse::<f64>().unwrap();
+        peak = peak.max(kib / 1024.0);
+        world.call("DEL", &format!("own-{at}"), &netns, conf).env("CNI_ARGS", &args(pod)).ok();
+        world.delete_netns(&netns);
+    }
+    (median(cpu), peak)
+}
+
+fn main() {
+    let world = World::new();
+    let primary = world.flannel_primary();
+    let list: Value = serde_json::from_str(&fs::read_to_string(&primary).unwrap()).unwrap();
+    ip("link add uplink type veth peer name wire");
+    ip("link set uplink up");
+    let config = |subnet: &str| json!({"cniVersion": "1.0.0", "type": "macvlan", "master": "uplink", "ipam": {"type": "host-local", "subnet": subnet}});
+    let definitions = [("net-a", config("10.10.1.0/24")), ("net-b", config("10.10.2.0/24"))];
+    let probe = Recorder::install(&world.bin, &["probe"]);
+    probe.behave("probe", "ADD", "{ cat /proc/$PPID/schedstat; grep VmHWM /proc/$PPID/status; } > /run/own");
+    let probed = json!({"cniVersion": "1.0.0", "type": "probe"});
+    for (name, config) in definitions.iter().chain([&("probed", probed.clone())]) {
+        world.definition(name, config);
+    }
+    world.pod("two", "net-a,net-b");
+    world.pod("probe", "net-a,net-b,probed");
+    let manifests = world.conf(&primary);
+
+    let server = api::ApiServer::start();
+    for (name, config) in definitions.iter().chain([&("probed", probed)]) {
+        server.definition(name, config);
+    }
+    for (pod, networks) in [("plain", ""), ("two", "net-a,net-b"), ("probe", "net-a,net-b,probed")] {
+        server.pod(pod, networks);
+    }
+    let by_api = server.conf(&manifests);
+
+    let scenarios = [
+        Scenario { name: "bare Flannel chain", conf: None, pod: "bare" },
+        Scenario { name: "manifests, 0 networks", conf: Some(manifests.clone()), pod: "plain" },
+        Scenario { name: "manifests, 2 networks", conf: Some(manifests.clone()), pod: "two" },
+        Scenario { name: "API server, 0 networks", conf: Some(by_api.clone()), pod: "plain" },
+        Scenario { name: "API server, 2 networks", conf: Some(by_api.clone()), pod: "two" },
+    ];
+    let mut costs: Vec<Vec<(Cost, Cost)>> = scenarios.iter().map(|_| Vec::new()).collect();
+    for round in 0..ROUNDS {
+        for (scenario, costs) in scenarios.iter().zip(&mut costs) {
+            costs.push(scenario.once(&world, &list, round));
+        }
+    }
+    print_table(&world, &list, &scenarios, &costs, &server);
+    for (name, conf) in [("manifests", &manifests), ("API server", &by_api)] {
+        let (cpu, peak) = own_cost(&world, conf, "probe");
+        println!("our own process in an ADD with 3 networks, {name}: {cpu:.2} ms of CPU, {peak:.1} MiB at its peak");
+    }
+}
+
+fn print_table(
+    world: &World,
+    list: &Value,
+    scenarios: &[Scenario],
+    costs: &[Vec<(Cost, Cost)>],
+    server: &api::ApiServer,
+) {
+    println!("medians of {ROUNDS} rounds, all scenarios in turn; x is the ratio to the bare chain of the same round\n");
+    println!(
+        "{:24} {:>5} {:>9} {:>22} {:>22} {:>22}",
+        "scenario", "execs", "requests", "ADD CPU ms", "ADD wall ms", "DEL CPU ms"
+    );
+    for (at, scenario) in scenarios.iter().enumerate() {
+        let cell = |pick: fn(&(Cost, Cost)) -> f64| {
+            let value = median(costs[at].iter().map(pick).collect());
+            let ratio =
+                median(costs[at].iter().zip(&costs[0]).map(|(own, bare)| pick(own) / pick(bare).max(0.001)).collect());
+            format!("{value:.1} (x{ratio:.2})")
+        };
+        let before = server.requests();
+        let execs = scenario.execs(world, list);
+        let requests = server.requests() - before;
+        println!(
+            "{:24} {execs:>5} {requests:>9} {:>22} {:>22} {:>22}",
+            scenario.name,
+            cell(|cost| cost.0.cpu_ms),
+            cell(|cost| cost.0.wall_ms),
+            cell(|cost| cost.1.cpu_ms)
+        );
+    }
+    println!();
+}

@@ -58,7 +58,7 @@ pub enum Stage {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Record {
-    /// [`FORMAT`].
+    /// The form of the record: 1 in this release.
     pub format: u32,
     /// How far it is.
     pub stage: Stage,

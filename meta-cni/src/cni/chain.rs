@@ -31,13 +31,13 @@ pub struct Scene {
 }
 
 /// Told the process group of each plugin before it does anything.
-pub type OnStart<'a> = &'a mut (dyn FnMut(Option<ProcessGroup>) -> Result<(), Error>);
+pub type OnStart<'a> = &'a mut dyn FnMut(Option<ProcessGroup>) -> Result<(), Error>;
 
 /// Runs ADD from the plugin at `from` on; each gets the result of the one before. Gives the last result, as printed and
 /// as understood. What was made before a failure stays: the caller undoes it by [`del`].
 ///
 /// # Errors
-/// The failing plugin's, as [`Execution::run`].
+/// The failing plugin's, as the plugin said it, or how it broke.
 pub async fn add(
     list: &PluginList,
     from: usize,

@@ -68,7 +68,11 @@ fn judge_and_dispatch(invocation: Invocation, version: SpecVersion, recursive: b
     }
     let settings = Settings::read(&invocation.conf)?;
     log::start(&settings)?;
-    Settings::judge_unknown_keys(&invocation.conf)?;
+    match Settings::judge_unknown_keys(&invocation.conf) {
+        // What was attached before the key was written must be detached all the same.
+        Err(error) if matches!(invocation.command, Command::Del | Command::Gc) => tracing::warn!("{error}"),
+        judged => judged?,
+    }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

@@ -143,3 +143,15 @@ fn a_record_of_a_newer_release_is_kept() {
     let after: Value = serde_json::from_str(&fs::read_to_string(file).unwrap()).unwrap();
     assert_eq!(after["something"], json!({"new": [1, 2]}), "unknown keys are kept");
 }
+
+#[test]
+fn an_unknown_key_under_strict_stops_add_and_not_del() {
+    let (world, mut conf, netns) = attached();
+    conf["strict"] = json!(true);
+    conf["clusternetwrok"] = json!("x");
+    let other = world.netns();
+    let text = world.call("ADD", "c2", &other, &conf).pod("p").fails(7);
+    assert!(text.contains("did you mean \"clusterNetwork\"?"), "{text}");
+    world.call("DEL", "c1", &netns, &conf).pod("p").ok();
+    world.assert_clean();
+}

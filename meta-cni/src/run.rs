@@ -68,6 +68,7 @@ fn judge_and_dispatch(invocation: Invocation, version: SpecVersion, recursive: b
     }
     let settings = Settings::read(&invocation.conf)?;
     log::start(&settings)?;
+    settings.warn_of_ineffective_keys();
     match Settings::judge_unknown_keys(&invocation.conf) {
         // What was attached before the key was written must be detached all the same.
         Err(error) if matches!(invocation.command, Command::Del | Command::Gc) => tracing::warn!("{error}"),

@@ -149,6 +149,13 @@ impl Settings {
         Ok(settings)
     }
 
+    /// Names in a warning what another key puts out of force (Multus ignores it in silence).
+    pub fn warn_of_ineffective_keys(&self) {
+        if self.cluster_network.is_some() && !self.delegates.is_empty() {
+            tracing::warn!("\"delegates\" has no effect beside \"clusterNetwork\": give one of them");
+        }
+    }
+
     /// Names unknown keys in a warning, or refuses them under `"strict": true`.
     ///
     /// # Errors

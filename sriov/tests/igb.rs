@@ -241,5 +241,9 @@ fn altnames_and_alias_come_back_and_a_clash_does_not_stop_the_move() {
         let original = give(6, &Wanted::default(), &host, &pod).await;
         restore(&host, Some(&pod), &original, &sysfs()).await.unwrap();
         assert_same(&before);
+        for altname in ["net1", "a-long-name-that-is-taken-in-the-pod"] {
+            ok(&format!("ip link property del dev enp1s0v6 altname {altname}"));
+        }
+        ok("ip link set enp1s0v6 alias '' txqueuelen 1000");
     });
 }

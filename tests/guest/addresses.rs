@@ -12,11 +12,15 @@ fn definitions_as_older_howtos_have_them() {
     let node = Node::new();
     // No name, a version of old, a resource; once without addresses, once with.
     node.network("howto", "bed.test/vf", &json!({"cniVersion": "0.4.0", "type": "sriov", "vlan": 100}));
-    node.network("howto-ipam", "bed.test/vf", &json!({
-        "cniVersion": "0.3.1", "type": "sriov", "vlan": 100,
-        "ipam": {"type": "host-local", "subnet": "10.56.217.0/24", "rangeStart": "10.56.217.171",
-                 "rangeEnd": "10.56.217.181", "routes": [{"dst": "10.57.0.0/16"}], "gateway": "10.56.217.1"}
-    }));
+    node.network(
+        "howto-ipam",
+        "bed.test/vf",
+        &json!({
+            "cniVersion": "0.3.1", "type": "sriov", "vlan": 100,
+            "ipam": {"type": "host-local", "subnet": "10.56.217.0/24", "rangeStart": "10.56.217.171",
+                     "rangeEnd": "10.56.217.181", "routes": [{"dst": "10.57.0.0/16"}], "gateway": "10.56.217.1"}
+        }),
+    );
     let netns = node.pod("p", "howto,howto-ipam", &[("bed.test/vf", &node.a[0]), ("bed.test/vf", &node.a[1])]);
     node.add("p", &netns);
     let net1 = Interface::find(&netns, "net1").unwrap();
@@ -40,14 +44,22 @@ fn definitions_as_older_howtos_have_them() {
 #[test]
 fn static_addresses_and_a_default_route_over_a_vf() {
     let node = Node::new();
-    node.network("fixed", "bed.test/vf", &json!({
-        "cniVersion": "1.0.0", "type": "sriov",
-        "ipam": {"type": "static", "addresses": [{"address": "10.14.0.1/24"}, {"address": "fd00:14::1/64"}]}
-    }));
-    node.network("way-out", "bed.test/vf", &json!({
-        "cniVersion": "1.0.0", "type": "sriov",
-        "ipam": {"type": "static", "addresses": [{"address": "10.14.0.2/24"}]}
-    }));
+    node.network(
+        "fixed",
+        "bed.test/vf",
+        &json!({
+            "cniVersion": "1.0.0", "type": "sriov",
+            "ipam": {"type": "static", "addresses": [{"address": "10.14.0.1/24"}, {"address": "fd00:14::1/64"}]}
+        }),
+    );
+    node.network(
+        "way-out",
+        "bed.test/vf",
+        &json!({
+            "cniVersion": "1.0.0", "type": "sriov",
+            "ipam": {"type": "static", "addresses": [{"address": "10.14.0.2/24"}]}
+        }),
+    );
     let gateway = node.pod("gateway", "fixed", &[("bed.test/vf", &node.b[0])]);
     node.add("gateway", &gateway);
     let router = Interface::find(&gateway, "net1").unwrap();
@@ -81,7 +93,8 @@ fn the_pod_asks_for_a_mac_and_an_address() {
         "cniVersion": "1.0.0", "type": "sriov", "mac": "02:00:00:00:00:01", "capabilities": {"mac": true, "ips": true},
         "ipam": {"type": "host-local", "subnet": "10.11.0.0/24"}
     }));
-    let annotation = json!([{"name": "net-a", "interface": "fast0", "mac": "02:00:00:00:00:99", "ips": ["10.11.0.77"]}]);
+    let annotation =
+        json!([{"name": "net-a", "interface": "fast0", "mac": "02:00:00:00:00:99", "ips": ["10.11.0.77"]}]);
     let netns = node.pod("p", &annotation.to_string(), &[("bed.test/vf", &node.a[6])]);
     node.add("p", &netns);
     let fast0 = Interface::find(&netns, "fast0").unwrap();
@@ -100,9 +113,13 @@ fn an_executed_ipam_is_released_after_the_interface() {
     let mut node = Node::new();
     // What is left out of `builtins` is executed: the reference host-local.
     node.conf["builtins"] = json!(["sriov"]);
-    node.network("net-a", "bed.test/vf", &json!({
-        "cniVersion": "1.0.0", "type": "sriov", "ipam": {"type": "host-local", "subnet": "10.11.0.0/24"}
-    }));
+    node.network(
+        "net-a",
+        "bed.test/vf",
+        &json!({
+            "cniVersion": "1.0.0", "type": "sriov", "ipam": {"type": "host-local", "subnet": "10.11.0.0/24"}
+        }),
+    );
     let netns = node.pod("p", "net-a", &[("bed.test/vf", &node.b[1])]);
     node.add("p", &netns);
     assert_eq!(Interface::find(&netns, "net1").unwrap().addresses(), ["10.11.0.2/24"]);
@@ -113,7 +130,11 @@ fn an_executed_ipam_is_released_after_the_interface() {
     // One that finds no address: the VF is back at once.
     let recorder = Recorder::install(&node.world.bin, &["other-ipam"]);
     recorder.behave("other-ipam", "ADD", r#"echo '{"code":120,"msg":"the server has none left"}'; exit 1"#);
-    node.network("net-b", "bed.test/vf", &json!({"cniVersion": "1.0.0", "type": "sriov", "ipam": {"type": "other-ipam"}}));
+    node.network(
+        "net-b",
+        "bed.test/vf",
+        &json!({"cniVersion": "1.0.0", "type": "sriov", "ipam": {"type": "other-ipam"}}),
+    );
     let other = node.pod("two", "net-b", &[("bed.test/vf", &node.b[1])]);
     let text = node.call("ADD", "two", &other).fails(120);
     assert!(text.contains("default/net-b as net1") && text.contains("the server has none left"), "{text}");
@@ -127,16 +148,24 @@ fn plugins_chained_after_the_vf_are_undone_before_it() {
     node.world.plugins("reference", &["tuning"]);
     let recorder = Recorder::install(&node.world.bin, &["watcher"]);
     // It is asked while the VF is still in the sandbox; its own answer is the result so far.
-    recorder.behave("watcher", "ADD", r#"ip netns exec "${CNI_NETNS##*/}" test -e /sys/class/net/net1 && echo "$conf" | jq .prevResult; exit"#);
+    recorder.behave(
+        "watcher",
+        "ADD",
+        r#"ip netns exec "${CNI_NETNS##*/}" test -e /sys/class/net/net1 && echo "$conf" | jq .prevResult; exit"#,
+    );
     recorder.behave("watcher", "DEL", r#"ip netns exec "${CNI_NETNS##*/}" test -e /sys/class/net/net1 || exit 1"#);
-    node.network("chain", "bed.test/vf", &json!({
-        "cniVersion": "1.0.0", "name": "chain",
-        "plugins": [
-            {"type": "sriov", "ipam": {"type": "host-local", "subnet": "10.11.0.0/24"}},
-            {"type": "tuning", "sysctl": {"net.ipv4.conf.IFNAME.arp_filter": "1"}, "mtu": 1450},
-            {"type": "watcher"}
-        ]
-    }));
+    node.network(
+        "chain",
+        "bed.test/vf",
+        &json!({
+            "cniVersion": "1.0.0", "name": "chain",
+            "plugins": [
+                {"type": "sriov", "ipam": {"type": "host-local", "subnet": "10.11.0.0/24"}},
+                {"type": "tuning", "sysctl": {"net.ipv4.conf.IFNAME.arp_filter": "1"}, "mtu": 1450},
+                {"type": "watcher"}
+            ]
+        }),
+    );
     let netns = node.pod("p", "chain", &[("bed.test/vf", &node.a[2])]);
     node.add("p", &netns);
     let value = crate::harness::in_netns(&netns, &["sysctl", "-n", "net.ipv4.conf.net1.arp_filter"]);

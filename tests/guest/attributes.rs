@@ -26,10 +26,14 @@ fn every_attribute_is_in_the_pfs_report_and_is_back() {
     let before = vf.row();
     assert_eq!((vlan_of(&before), max_rate_of(&before)), ((0, 0), 0), "{before}");
     assert_eq!((&before["spoofchk"], &before["trust"]), (&json!(true), &json!(false)), "{before}");
-    node.network("all", "bed.test/vf", &json!({
-        "cniVersion": "1.0.0", "type": "sriov", "vlan": 100, "vlanQoS": 3, "vlanProto": "802.1Q", "mac": MAC,
-        "spoofchk": "off", "trust": "on", "max_tx_rate": 200, "mtu": 9000
-    }));
+    node.network(
+        "all",
+        "bed.test/vf",
+        &json!({
+            "cniVersion": "1.0.0", "type": "sriov", "vlan": 100, "vlanQoS": 3, "vlanProto": "802.1Q", "mac": MAC,
+            "spoofchk": "off", "trust": "on", "max_tx_rate": 200, "mtu": 9000
+        }),
+    );
     let netns = node.pod("p", "all", &[("bed.test/vf", vf)]);
     node.add("p", &netns);
     let row = vf.row();
@@ -68,10 +72,8 @@ fn what_the_nic_cannot_do_is_named_and_nothing_is_left() {
         node.network("cannot", "bed.test/vf", &conf);
         let netns = node.pod("p", "cannot", &[("bed.test/vf", vf)]);
         let text = node.call("ADD", "p", &netns).fails(101);
-        let expected = format!(
-            "default/cannot as net1: {attribute} of VF {} (VF 3 of PF {}, driver igb): {errno}",
-            vf.pci, vf.pf
-        );
+        let expected =
+            format!("default/cannot as net1: {attribute} of VF {} (VF 3 of PF {}, driver igb): {errno}", vf.pci, vf.pf);
         assert!(text.starts_with(&expected), "{text}\nwanted: {expected}");
         // VF, address and primary: all as before.
         assert!(Interface::find(&netns, "eth0").is_none(), "the primary is left");

@@ -20,10 +20,14 @@ fn record_files(pod: &str) -> Vec<String> {
 /// A pod with a VF whose every setting differs from the original ones.
 fn attached() -> (Node, String) {
     let node = Node::new();
-    node.network("net-a", "bed.test/vf", &json!({
-        "cniVersion": "1.0.0", "type": "sriov", "vlan": 12, "mac": MAC, "trust": "on", "mtu": 1600,
-        "ipam": {"type": "host-local", "subnet": "10.11.0.0/24"}
-    }));
+    node.network(
+        "net-a",
+        "bed.test/vf",
+        &json!({
+            "cniVersion": "1.0.0", "type": "sriov", "vlan": 12, "mac": MAC, "trust": "on", "mtu": 1600,
+            "ipam": {"type": "host-local", "subnet": "10.11.0.0/24"}
+        }),
+    );
     let netns = node.pod("p", "net-a", &[("bed.test/vf", &node.a[5])]);
     node.add("p", &netns);
     assert_eq!(Interface::find(&netns, "net1").unwrap().mac(), MAC);
@@ -101,10 +105,35 @@ fn a_vf_that_another_pod_holds_by_now_is_left_alone() {
     assert_eq!(record_files("p").len(), saved.len(), "its record waits for its DEL");
     node.del("p", "");
     let after = Interface::find(&two, "net1").expect("it stays in its new pod");
-    assert_eq!((after.link, after.routes), (before.link, before.routes));
+    for (what, before, after) in [("mac", before.mac(), after.mac()), ("device", dev(&before), dev(&after))] {
+        assert_eq!(before, after, "{what}");
+    }
+    assert_eq!((after.mtu(), after.addresses()), (before.mtu(), before.addresses()));
     assert_eq!(node.world.records("p"), Vec::<String>::new());
     node.del("two", &two);
     node.assert_as_before();
+}
+
+#[test]
+fn gc_gives_the_vf_of_a_dead_pod_back_and_leaves_that_of_a_living_one() {
+    let (mut node, netns) = attached();
+    let two = node.pod("two", "net-a", &[("bed.test/vf", &node.b[5])]);
+    node.add("two", &two);
+    node.world.delete_netns(&netns);
+    node.conf["cniVersion"] = json!("1.1.0");
+    node.conf["cni.dev/valid-attachments"] = json!([{"containerID": "two", "ifname": "eth0"}]);
+    node.world.call("GC", "", "", &node.conf).ok();
+    assert_eq!(node.world.records("p"), Vec::<String>::new());
+    assert_eq!(node.world.leases("net-a").len(), 1);
+    assert!(eventually(|| names(format!("/sys/class/net/{}", node.a[5].name)).contains(&"device".to_owned())));
+    assert_eq!(node.a[5].row()["vlan_list"][0]["vlan"], json!(null), "no VLAN any more");
+    assert_eq!(Interface::find(&two, "net1").unwrap().mtu(), 1600);
+    node.del("two", &two);
+    node.assert_as_before();
+}
+
+fn dev(interface: &Interface) -> &str {
+    interface.link["parentdev"].as_str().unwrap()
 }
 
 #[test]
@@ -113,9 +142,13 @@ fn killed_in_the_middle_of_add() {
     // An IPAM plugin of somebody else's, which takes its time: by then the VF is in the pod.
     let recorder = Recorder::install(&node.world.bin, &["slow-ipam"]);
     recorder.behave("slow-ipam", "ADD", "sleep 3");
-    node.network("net-a", "bed.test/vf", &json!({
-        "cniVersion": "1.0.0", "type": "sriov", "vlan": 12, "mac": MAC, "mtu": 1600, "ipam": {"type": "slow-ipam"}
-    }));
+    node.network(
+        "net-a",
+        "bed.test/vf",
+        &json!({
+            "cniVersion": "1.0.0", "type": "sriov", "vlan": 12, "mac": MAC, "mtu": 1600, "ipam": {"type": "slow-ipam"}
+        }),
+    );
     let netns = node.pod("p", "net-a", &[("bed.test/vf", &node.b[6])]);
     let mut adding = node.call("ADD", "p", &netns).start();
     assert!(eventually(|| !recorder.calls().is_empty()), "the IPAM plugin is called");

@@ -52,7 +52,6 @@ pub(crate) struct Node {
     /// By pod: resource and device.
     given: RefCell<BTreeMap<String, Vec<(String, String)>>>,
     before: Vec<Value>,
-    began: Instant,
 }
 
 impl Node {
@@ -71,7 +70,7 @@ impl Node {
         let conf = world.conf(&world.bridge_primary());
         let (a, b) = (vfs("A"), vfs("B"));
         let before = host_links();
-        Self { world, conf, a, b, given: RefCell::default(), before, began: Instant::now() }
+        Self { world, conf, a, b, given: RefCell::default(), before }
     }
 
     /// Writes a definition whose devices are of a resource.
@@ -147,13 +146,6 @@ impl Node {
     }
 }
 
-impl Drop for Node {
-    fn drop(&mut self) {
-        // A test machine under software emulation: what takes its time is worth knowing.
-        println!("  {:.1} s", self.began.elapsed().as_secs_f32());
-    }
-}
-
 /// Whether something comes true within ten seconds.
 pub(crate) fn eventually(mut condition: impl FnMut() -> bool) -> bool {
     let began = Instant::now();
@@ -170,7 +162,8 @@ pub(crate) fn eventually(mut condition: impl FnMut() -> bool) -> bool {
 
 fn vfs(port: &str) -> Vec<Vf> {
     let env = |name: &str| {
-        std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set: this suite runs in the guest (tests/guest/suite)"))
+        std::env::var(name)
+            .unwrap_or_else(|_| panic!("{name} is not set: this suite runs in the guest (tests/guest/suite)"))
     };
     let pf = env(&format!("PF_{port}"));
     env(&format!("VFS_{port}"))
@@ -191,6 +184,9 @@ fn vfs(port: &str) -> Vec<Vf> {
 /// All links of the host with the PFs' tables of their VFs, without
 /// - `ifindex`: not promised, a name that is free again may come with another number;
 /// - `operstate` and the flags and states that follow it: the carrier of a port settles in its own time;
+/// - `qdisc` of a link that is down: the kernel makes one at the first `up` in a namespace and forgets it with a move, so it
+///   tells only whether the link has ever been up there;
+/// - the order of `altnames`, which means nothing;
 /// - the primary's bridge and its ports: the reference plugin leaves the bridge, as it does under every runtime.
 fn host_links() -> Vec<Value> {
     let mut links: Vec<Value> = serde_json::from_str(&ip("-j -d link show")).unwrap();
@@ -199,7 +195,14 @@ fn host_links() -> Vec<Value> {
         let link = link.as_object_mut().unwrap();
         link.remove("ifindex");
         link.remove("operstate");
-        if let Some(flags) = link["flags"].as_array_mut() {
+        if let Some(altnames) = link.get_mut("altnames").and_then(Value::as_array_mut) {
+            altnames.sort_by_key(Value::to_string);
+        }
+        let up = link["flags"].as_array().is_some_and(|flags| flags.contains(&json!("UP")));
+        if !up {
+            link.remove("qdisc");
+        }
+        if let Some(flags) = link.get_mut("flags").and_then(Value::as_array_mut) {
             flags.retain(|flag| flag != "LOWER_UP" && flag != "NO-CARRIER");
         }
     }

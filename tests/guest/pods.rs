@@ -55,10 +55,12 @@ fn a_pod_with_vfs_of_two_ports_and_a_vlan() {
     let node = Node::new();
     three_networks(&node);
     ip(&format!("link set {} up", node.b[6].name));
-    let one = node.pod("one", "sriov-a,sriov-b@data0,vlan-c", &[("bed.test/a", &node.a[0]), ("bed.test/b", &node.b[0])]);
+    let one =
+        node.pod("one", "sriov-a,sriov-b@data0,vlan-c", &[("bed.test/a", &node.a[0]), ("bed.test/b", &node.b[0])]);
     let result = node.add("one", &one);
     // On its second network this one has a VF of the first port, so that the two meet across the ports.
-    let two = node.pod("two", "sriov-a,sriov-b@data0,vlan-d", &[("bed.test/a", &node.a[1]), ("bed.test/b", &node.a[2])]);
+    let two =
+        node.pod("two", "sriov-a,sriov-b@data0,vlan-d", &[("bed.test/a", &node.a[1]), ("bed.test/b", &node.a[2])]);
     node.add("two", &two);
 
     for (pod, netns) in [("one", &one), ("two", &two)] {
@@ -75,7 +77,8 @@ fn a_pod_with_vfs_of_two_ports_and_a_vlan() {
     let eth0 = Interface::find(&one, "eth0").unwrap();
     assert_eq!(at(&result, "/ips/0/address"), &json!(eth0.addresses()[0]));
     assert_eq!(at(&result, "/ips/0/gateway"), &json!(eth0.default_gateway().unwrap()));
-    let inside: Vec<&Value> = at(&result, "/interfaces").as_array().unwrap().iter().filter(|i| i["sandbox"] == *one).collect();
+    let inside: Vec<&Value> =
+        at(&result, "/interfaces").as_array().unwrap().iter().filter(|i| i["sandbox"] == *one).collect();
     assert_eq!(inside.len(), 1);
     assert_eq!((&inside[0]["name"], inside[0]["mac"].as_str()), (&json!("eth0"), Some(eth0.mac())));
 

@@ -13,4 +13,5 @@ mod engine;
 mod forms;
 mod primary;
 mod refusals;
+mod requests;
 mod results;

@@ -72,7 +72,9 @@ impl Node {
 fn an_annotation_that_is_wrong() {
     let node = Node::new();
     let annotation = "annotation k8s.v1.cni.cncf.io/networks";
-    for text in [r#"[{"name":"x""#, r#"{"name":"x"}"#, r#"["x"]"#, r#"[{"name":7}]"#, r#"[{"name":"x","ips":"10.0.0.1"}]"#] {
+    for text in
+        [r#"[{"name":"x""#, r#"{"name":"x"}"#, r#"["x"]"#, r#"[{"name":7}]"#, r#"[{"name":"x","ips":"10.0.0.1"}]"#]
+    {
         node.refuses(text, 6, &[annotation, "does not parse"]);
     }
     for (text, says) in [
@@ -157,7 +159,11 @@ fn a_definition_that_is_wrong() {
         node.refuses("y,x", code, &["default/x", says]);
     }
     node.world.definition("x", &json!({"cniVersion": "1.0.0", "type": "not-there"}));
-    node.refuses("y,x", 7, &["default/x as net2", "failed to find plugin \"not-there\"", "/run/test/bin", "install it"]);
+    node.refuses(
+        "y,x",
+        7,
+        &["default/x as net2", "failed to find plugin \"not-there\"", "/run/test/bin", "install it"],
+    );
     // Text that is no JSON, nothing at all, and an `args` that the pod's arguments cannot be written into.
     for (config, networks, code, says) in [
         ("{", "x", 6, "spec.config of definition default/x does not parse"),
@@ -165,7 +171,8 @@ fn a_definition_that_is_wrong() {
         ("", "x", 7, "no configuration named \"x\" in /etc/cni/multus/net.d"),
         (r#"{"type":"net-x","args":"a=b"}"#, r#"[{"name":"x","cni-args":{"a":1}}]"#, 7, "\"args\""),
     ] {
-        let definition = json!({"kind": "NetworkAttachmentDefinition", "metadata": {"name": "x"}, "spec": {"config": config}});
+        let definition =
+            json!({"kind": "NetworkAttachmentDefinition", "metadata": {"name": "x"}, "spec": {"config": config}});
         node.world.manifest("x", &definition.to_string());
         node.refuses(networks, code, &["default/x", says]);
     }
@@ -228,9 +235,7 @@ fn a_plugin_that_is_us_under_another_name() {
 fn checkpoint(devices: &[&str]) {
     let path = Path::new("/var/lib/kubelet/device-plugins/kubelet_internal_checkpoint");
     fs::create_dir_all(path.parent().unwrap()).unwrap();
-    let entry = |uid: &str, devices: &[&str]| {
-        json!({"PodUID": uid, "ContainerName": "c", "ResourceName": "intel.com/vf", "DeviceIDs": {"-1": devices}})
-    };
+    let entry = |uid: &str, devices: &[&str]| json!({"PodUID": uid, "ContainerName": "c", "ResourceName": "intel.com/vf", "DeviceIDs": {"-1": devices}});
     let entries = json!([entry("uid-p", devices), entry("uid-other", &["0000:98:10.1"])]);
     fs::write(path, json!({"Data": {"PodDeviceEntries": entries}, "Checksum": 1}).to_string()).unwrap();
 }

@@ -168,7 +168,10 @@ fn what_a_list_says_about_itself_is_understood_as_libcni_does() {
     for (list, expected) in [
         (json!({"cniVersion": "1.0.0", "name": "chain", "plugins": [{"type": "a"}]}), 3),
         (json!({"cniVersion": "1.0.0", "name": "chain"}), 2),
-        (json!({"cniVersion": "1.0.0", "name": "chain", "loadOnlyInlinedPlugins": true, "plugins": [{"type": "a"}]}), 1),
+        (
+            json!({"cniVersion": "1.0.0", "name": "chain", "loadOnlyInlinedPlugins": true, "plugins": [{"type": "a"}]}),
+            1,
+        ),
         (json!({"cniVersion": "1.0.0", "name": "chain", "loadOnlyInlinedPlugins": true}), 0),
     ] {
         chain.world.primary(&list);
@@ -211,7 +214,9 @@ fn the_version_of_a_list_is_chosen_as_libcni_chooses_it() {
         }
     }
     // libcni hands on versions that nobody speaks; we say so before anything is executed.
-    chain.world.primary(&json!({"cniVersion": "1.0.0", "name": "chain", "cniVersions": ["1.0"], "plugins": [{"type": "c"}]}));
+    chain
+        .world
+        .primary(&json!({"cniVersion": "1.0.0", "name": "chain", "cniVersions": ["1.0"], "plugins": [{"type": "c"}]}));
     assert_eq!(chain.libcni("add", "chain").told[0]["conf"]["cniVersion"], "1.0");
     let text = chain.call("ADD", "c1", "1.0.0").fails(7);
     assert!(text.contains("\"1.0\" is no version"), "{text}");

@@ -1,7 +1,7 @@
 //! What is attached in-process: `sriov`, with addresses of `host-local` or `static`, or of an IPAM plugin that is
 //! executed. Translates between configurations, results and records of CNI and the crates that do the work.
 
-use std::{net::IpAddr, path::Path, time::Duration};
+use std::{collections::BTreeSet, net::IpAddr, path::Path, time::Duration};
 
 use sandbox::{Dad, IfName, Netns, NewAddress, ReadBack, RouteSpec, Rtnl, configure, read_back};
 use sriov::{Leases, Original, Owner, PciAddress, RawVf, Standing, Sysfs, Wanted, attach, find, restore};
@@ -295,6 +295,19 @@ impl Engine {
             }
         }
         self.records.remove_file(path)
+    }
+
+    /// The interfaces whose VF a call holds by its lease, but for those that have a record: all that is known of them is
+    /// the lease.
+    pub(super) fn unrecorded(&self, call: &Call, recorded: &BTreeSet<String>) -> Result<BTreeSet<String>, Error> {
+        let leases = self.leases();
+        let mut interfaces = BTreeSet::new();
+        for pci in leases.list()? {
+            let owner = leases.owner(pci)?.map(|owner| owner.call).unwrap_or_default();
+            let interface = owner.strip_prefix(&call.key()).and_then(|rest| rest.strip_prefix(':'));
+            interfaces.extend(interface.filter(|name| !recorded.contains(*name)).map(str::to_owned));
+        }
+        Ok(interfaces)
     }
 
     fn leases(&self) -> Leases {

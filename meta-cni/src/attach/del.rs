@@ -1,10 +1,12 @@
 //! DEL: from the records alone. No API server, no definition and no namespace is needed.
 
+use std::collections::BTreeSet;
+
 use super::{
     Engine,
     lock::SandboxLock,
     open_netns, primary,
-    record::{Entry, Stage},
+    record::{Call, Entry, Stage},
 };
 use crate::{
     cluster::PodName,
@@ -26,8 +28,10 @@ impl Engine {
         // An attachment that is owed was answered before: it is GC's now, but a DEL is as good a moment.
         let primary_is_known = own.iter().any(|entry| matches!(entry, Entry::Good(record) if record.primary));
         let torn = own.iter().any(|entry| matches!(entry, Entry::Torn { .. }));
+        let recorded: BTreeSet<String> = own.iter().map(|entry| entry.interface().to_owned()).collect();
         let mut errors = self.undo_entries(own, &self.invocation.netns).await;
         if !primary_is_known || torn {
+            errors.extend(self.undo_unrecorded(&call, &recorded).await);
             errors.extend(self.del_unrecorded_primary().await.err());
         }
         if let Some(error) = Error::join(errors) {
@@ -43,6 +47,25 @@ impl Engine {
             lock.remove();
         }
         Ok(())
+    }
+
+    /// Gives back the VFs, with their addresses, that this call's leases name while their records are lost.
+    async fn undo_unrecorded(&self, call: &Call, recorded: &BTreeSet<String>) -> Vec<Error> {
+        let interfaces = match self.unrecorded(call, recorded) {
+            Ok(interfaces) => interfaces,
+            Err(error) => return vec![error],
+        };
+        let mut errors = Vec::new();
+        for interface in interfaces {
+            tracing::warn!(
+                container = call.container,
+                interface,
+                "no record is left of a VF: it is given back by its lease"
+            );
+            let path = self.records.path(call, &interface);
+            errors.extend(self.undo_torn(&path, call, &interface).await.err().map(|error| error.of_network(interface)));
+        }
+        errors
     }
 
     /// DEL of the primary's chain for a sandbox that we know nothing of: born under the bare chain before we came, or its

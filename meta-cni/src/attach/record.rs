@@ -170,6 +170,15 @@ impl Entry {
             Self::Torn { call, .. } => call,
         }
     }
+
+    /// Its interface in the sandbox.
+    #[must_use]
+    pub fn interface(&self) -> &str {
+        match self {
+            Self::Good(record) => &record.interface,
+            Self::Torn { interface, .. } => interface,
+        }
+    }
 }
 
 /// The records of the node.
@@ -187,7 +196,8 @@ impl Records {
     }
 
     /// A record's file: `CONTAINER/CONF:IFNAME:INTERFACE.json`.
-    fn path(&self, call: &Call, interface: &str) -> PathBuf {
+    #[must_use]
+    pub fn path(&self, call: &Call, interface: &str) -> PathBuf {
         self.sandboxes.join(&call.container).join(format!("{}:{}:{interface}.json", call.conf, call.if_name))
     }
 

@@ -184,19 +184,18 @@ async fn connect(path: &Path) -> Result<Client, Error> {
         }
         Err(problem) => return Err(wrong(&problem)),
     };
-    for user in &kubeconfig.auth_infos {
-        let plugin = user.auth_info.as_ref().is_some_and(|info| info.exec.is_some() || info.auth_provider.is_some());
-        if plugin {
-            return Err(wrong(&format!(
-                "user {} gets its credentials from a program (exec or auth-provider), which is not run for every pod: \
-                 use a token file or a client certificate",
-                user.name
-            )));
-        }
-    }
-    let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
+    let mut config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
         .await
         .map_err(|problem| wrong(&problem))?;
+    if config.auth_info.exec.is_some() || config.auth_info.auth_provider.is_some() {
+        return Err(wrong(
+            &"the user of its current context gets its credentials from a program (exec or auth-provider), which is not \
+              run for every pod: use a token file or a client certificate",
+        ));
+    }
+    if let Some(file) = config.auth_info.token_file.take() {
+        config.auth_info.token = Some(read_token(&file)?.into());
+    }
     let mut connector = HttpConnector::new_with_resolver(Resolver);
     connector.enforce_http(false);
     connector.set_nodelay(true);
@@ -209,4 +208,14 @@ async fn connect(path: &Path) -> Result<Client, Error> {
         .map_err(tower::BoxError::from)
         .service(http);
     Ok(Client::new(service, config.default_namespace))
+}
+
+/// The token in a file, without the line feed that an editor or a shell leaves behind it: that is no part of a header.
+/// As in client-go, the file counts for more than a token in the kubeconfig itself.
+fn read_token(path: &str) -> Result<String, Error> {
+    let text = std::fs::read_to_string(path).map_err(|source| Error::io("read the token in", path, source))?;
+    match text.trim() {
+        "" => Err(Error::Config(format!("the token file {path} is empty: put the token of a service account there"))),
+        token => Ok(token.to_owned()),
+    }
 }

@@ -75,7 +75,9 @@ impl Manifests {
         };
         let wanted = |object: &&Value| {
             let meta = &object["metadata"];
-            object["kind"] == kind && meta["name"] == name && meta["namespace"].as_str().unwrap_or("default") == namespace
+            object["kind"] == kind
+                && meta["name"] == name
+                && meta["namespace"].as_str().unwrap_or("default") == namespace
         };
         Ok(objects.iter().find(wanted).cloned())
     }

@@ -1,0 +1,144 @@
+//! How we come to an API server: tokens, token files, certificates, names; and what is said when we cannot.
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt as _,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use serde_json::{Value, json};
+
+use crate::bed::{ApiPod, Bed};
+
+/// A pod with one network, and what it takes to attach it by a kubeconfig.
+struct Scene {
+    bed: Bed,
+    pod: ApiPod,
+    netns: String,
+}
+
+impl Scene {
+    fn new(name: &str, pool: u8) -> Self {
+        let bed = Bed::enter();
+        bed.macvlans(&[(name, pool)]);
+        let pod = Bed::pod_with(name, name);
+        let netns = bed.world.netns();
+        Self { bed, pod, netns }
+    }
+
+    fn works(&self, kubeconfig: &Path) {
+        let conf = self.bed.conf(kubeconfig);
+        self.bed.call("ADD", &self.netns, &conf, &self.pod).ok();
+        self.bed.call("DEL", &self.netns, &conf, &self.pod).ok();
+        self.bed.assert_undone(&self.netns);
+    }
+
+    fn fails(&self, kubeconfig: &Path, code: u64) -> String {
+        let mut conf = self.bed.conf(kubeconfig);
+        conf["addTimeoutSeconds"] = json!(4);
+        let text = self.bed.call("ADD", &self.netns, &conf, &self.pod).fails(code);
+        self.bed.assert_undone(&self.netns);
+        text
+    }
+}
+
+#[test]
+fn a_token_file_is_read_anew_on_each_call() {
+    let scene = Scene::new("rotated", 22);
+    let file = Path::new("/run/test/token");
+    // As a bound token is mounted; a relative path is meant from the kubeconfig's directory.
+    let kubeconfig = Bed::kubeconfig("rotated", &Bed::server(), &json!({"tokenFile": "token"}));
+    fs::write(file, format!("{}\n", Bed::token())).unwrap();
+    scene.works(&kubeconfig);
+    fs::write(file, "eyJhbGciOiJSUzI1NiJ9.e30.none").unwrap();
+    let text = scene.fails(&kubeconfig, 11);
+    assert!(text.contains("does not accept our credentials") && text.contains("renew"), "{text}");
+    fs::write(file, Bed::token()).unwrap();
+    scene.works(&kubeconfig);
+    fs::write(file, "\n").unwrap();
+    let text = scene.fails(&kubeconfig, 7);
+    assert!(text.contains("/run/test/token is empty"), "{text}");
+    fs::remove_file(file).unwrap();
+    let text = scene.fails(&kubeconfig, 5);
+    assert!(text.contains("/run/test/token") && text.contains("No such file"), "{text}");
+}
+
+#[test]
+fn a_client_certificate_works_from_files_and_in_place() {
+    let scene = Scene::new("certified", 23);
+    scene.works(&Bed::path("admin.kubeconfig"));
+    let user = json!({"client-certificate": Bed::path("pki/admin.crt"), "client-key": Bed::path("pki/admin.key")});
+    scene.works(&Bed::kubeconfig("files", &Bed::server(), &user));
+    let nobody = Bed::kubeconfig("nobody", &Bed::server(), &json!({}));
+    let text = scene.fails(&nobody, 11);
+    assert!(text.contains("system:anonymous") && text.contains("deploy/rbac.yaml"), "{text}");
+}
+
+#[test]
+fn a_server_is_found_by_its_name_in_the_hosts_file() {
+    let scene = Scene::new("by-name", 24);
+    let hosts = "/run/test/hosts";
+    fs::write(hosts, "127.0.0.1 localhost\n127.0.0.1\tapi.example api.bed.test # the bed\n").unwrap();
+    let by_name = |host: &str| Bed::server().replace("127.0.0.1", host);
+    let user = json!({"token": Bed::token()});
+    let kubeconfig = Bed::kubeconfig("by-name", &by_name("api.bed.test"), &user);
+    let none: Option<&str> = None;
+
+    // No hosts file knows it and there is no DNS here: it ends in time, and says what it could not do.
+    let began = Instant::now();
+    let text = scene.fails(&kubeconfig, 11);
+    assert!(began.elapsed() < Duration::from_secs(6), "{:?}", began.elapsed());
+    assert!(text.contains("definition") || text.contains("pod default/by-name"), "{text}");
+
+    mount(Some(hosts), "/etc/hosts", none, MsFlags::MS_BIND, none).unwrap();
+    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        scene.works(&kubeconfig);
+        // A name that the server's certificate does not have.
+        let text = scene.fails(&Bed::kubeconfig("other", &by_name("api.example"), &user), 11);
+        assert!(text.contains("certificate"), "{text}");
+    }));
+    umount2("/etc/hosts", MntFlags::MNT_DETACH).unwrap();
+    if let Err(panic) = outcome {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+#[test]
+fn users_that_need_a_program_are_refused_in_clear_words() {
+    let scene = Scene::new("refused", 25);
+    let exec = json!({"exec": {"apiVersion": "client.authentication.k8s.io/v1", "command": "/run/test/never",
+                               "interactiveMode": "Never"}});
+    fs::write("/run/test/never", "#!/bin/sh\ntouch /run/test/executed\n").unwrap();
+    fs::set_permissions("/run/test/never", fs::Permissions::from_mode(0o755)).unwrap();
+    for user in [exec.clone(), json!({"auth-provider": {"name": "oidc", "config": {}}})] {
+        let text = scene.fails(&Bed::kubeconfig("refused", &Bed::server(), &user), 7);
+        assert!(text.contains("refused.kubeconfig") && text.contains("exec or auth-provider"), "{text}");
+        assert!(text.contains("use a token file or a client certificate"), "{text}");
+    }
+    assert!(!Path::new("/run/test/executed").exists(), "the program was run");
+    // Such a user beside the one of the current context is nobody's concern.
+    let path = Bed::kubeconfig("beside", &Bed::server(), &json!({"token": Bed::token()}));
+    let mut kubeconfig: Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+    kubeconfig["users"].as_array_mut().unwrap().insert(0, json!({"name": "somebody", "user": exec}));
+    fs::write(&path, kubeconfig.to_string()).unwrap();
+    scene.works(&path);
+}
+
+#[test]
+fn a_kubeconfig_that_is_wrong_is_named() {
+    let scene = Scene::new("wrong", 26);
+    let text = scene.fails(Path::new("/run/test/absent.kubeconfig"), 5);
+    assert!(text.contains("/run/test/absent.kubeconfig") && text.contains("No such file"), "{text}");
+    fs::write("/run/test/garbage.kubeconfig", "{{{").unwrap();
+    let text = scene.fails(Path::new("/run/test/garbage.kubeconfig"), 7);
+    assert!(text.contains("/run/test/garbage.kubeconfig"), "{text}");
+    // Another authority's certificate for the server: never talked to.
+    let path = Bed::kubeconfig("impostor", &Bed::server(), &json!({"token": Bed::token()}));
+    let mut kubeconfig: Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+    kubeconfig["clusters"][0]["cluster"]["certificate-authority"] = json!(Bed::path("pki/admin.crt"));
+    fs::write(&path, kubeconfig.to_string()).unwrap();
+    let text = scene.fails(&path, 11);
+    assert!(text.contains("certificate"), "{text}");
+}

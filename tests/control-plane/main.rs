@@ -1,0 +1,14 @@
+//! The control plane bed: our binary against a real API server, with the real Flannel, bridge, macvlan and portmap
+//! plugins. All tests share one server and one node (see `bed`), so they run one after the other.
+
+#![allow(clippy::unwrap_used, reason = "a test panics where it is wrong")]
+
+#[path = "../harness/mod.rs"]
+mod harness;
+
+mod bed;
+mod budget;
+mod credentials;
+mod identity;
+mod outage;
+mod rbac;

@@ -1,0 +1,61 @@
+//! deploy/rbac.yaml is enough, and each of its rules is needed.
+
+use serde_json::{Value, json};
+
+use crate::bed::{Bed, USER, wait_for};
+
+/// Whether our user may do something.
+fn may(verb: &str, resource: &str) -> bool {
+    let user = format!("--as={USER}");
+    let (resource, subresource) = resource.split_once('/').unwrap_or((resource, ""));
+    let subresource = format!("--subresource={subresource}");
+    let (_, answer, _) = Bed::kubectl_raw(&["auth", "can-i", verb, resource, &subresource, &user, "-n", "default"], "");
+    answer == "yes"
+}
+
+/// Replaces the rules of the role and waits until the server goes by them.
+fn set_rules(role: &Value, rules: &[Value], gone: Option<(&str, &str)>) {
+    let mut role = role.clone();
+    role["rules"] = json!(rules);
+    role["metadata"].as_object_mut().unwrap().remove("resourceVersion");
+    Bed::kubectl(&["replace", "-f", "-"], &role.to_string());
+    for (verb, resource) in ACTIONS {
+        wait_for("the server knows the new rules", 10, || may(verb, resource) == (gone != Some((verb, resource))));
+    }
+}
+
+/// What the role allows, in the order of deploy/rbac.yaml.
+const ACTIONS: [(&str, &str); 3] =
+    [("get", "pods"), ("patch", "pods/status"), ("get", "network-attachment-definitions.k8s.cni.cncf.io")];
+
+#[test]
+fn each_rule_of_the_role_is_needed_and_its_lack_is_named() {
+    let bed = Bed::enter();
+    bed.macvlans(&[("rights", 14)]);
+    let conf = bed.conf(&Bed::service_account());
+    let pod = Bed::pod_with("rights", "rights");
+    let netns = bed.world.netns();
+    let role: Value =
+        serde_json::from_str(&Bed::kubectl(&["get", "clusterrole", "meta-cni", "-o", "json"], "")).unwrap();
+    let rules = role["rules"].as_array().unwrap().clone();
+    assert_eq!(rules.len(), ACTIONS.len());
+    for rule in &rules {
+        assert_eq!(rule["verbs"].as_array().unwrap().len(), 1, "one verb a rule: {rule}");
+        assert_eq!(rule["resources"].as_array().unwrap().len(), 1, "one resource a rule: {rule}");
+    }
+    for (at, gone) in ACTIONS.into_iter().enumerate() {
+        let fewer: Vec<Value> =
+            rules.iter().enumerate().filter(|(index, _)| *index != at).map(|(_, rule)| rule.clone()).collect();
+        set_rules(&role, &fewer, Some(gone));
+        let text = bed.call("ADD", &netns, &conf, &pod).fails(11);
+        let (verb, resource) = gone;
+        let plain = resource.split('.').next().unwrap();
+        assert!(text.contains(&format!("cannot {verb} resource \"{plain}\"")), "{text}");
+        assert!(text.contains(USER) && text.contains("deploy/rbac.yaml"), "{text}");
+        bed.assert_undone(&netns);
+    }
+    set_rules(&role, &rules, None);
+    bed.call("ADD", &netns, &conf, &pod).ok();
+    bed.call("DEL", &netns, &conf, &pod).ok();
+    bed.assert_undone(&netns);
+}

@@ -1,0 +1,362 @@
+//! What is understood: the forms in which a pod, a definition and an administrator may say what they want; and what is
+//! wrong in the configuration of the meta plugin itself.
+
+use std::fs;
+
+use serde_json::{Value, json};
+
+use crate::harness::{Recorder, World};
+
+/// A node whose primary and secondary networks are recording plugins, with definitions "x" and "y" of "net-x" and "net-y".
+struct Node {
+    world: World,
+    recorder: Recorder,
+    netns: String,
+    conf: Value,
+}
+
+impl Node {
+    fn new() -> Self {
+        let world = World::new();
+        let recorder = Recorder::install(&world.bin, &["first", "net-x", "net-y", "sriov"]);
+        let primary = world.primary(&json!({"cniVersion": "1.0.0", "name": "main", "plugins": [{"type": "first"}]}));
+        for name in ["x", "y"] {
+            world.definition(name, &json!({"cniVersion": "1.0.0", "type": format!("net-{name}")}));
+        }
+        let netns = world.netns();
+        let conf = world.conf(&primary);
+        Self { world, recorder, netns, conf }
+    }
+
+    fn with(&self, key: &str, value: Value) -> Value {
+        let mut conf = self.conf.clone();
+        conf[key] = value;
+        conf
+    }
+
+    fn without_cluster_network(&self) -> Value {
+        let mut conf = self.conf.clone();
+        conf.as_object_mut().unwrap().remove("clusterNetwork");
+        conf
+    }
+
+    /// ADD of the pod executes these plugins; DEL the same ones in reverse. Gives what the plugins were told by ADD.
+    fn attaches(&self, conf: &Value, expected: &[&str]) -> Vec<Value> {
+        self.world.call("ADD", "c1", &self.netns, conf).pod("p").ok();
+        let told = self.recorder.calls().into_iter().map(|call| call.0).collect();
+        assert_eq!(self.recorder.take(), expected);
+        self.world.call("DEL", "c1", &self.netns, conf).pod("p").ok();
+        let undone: Vec<String> = expected.iter().rev().map(|call| call.replacen("ADD", "DEL", 1)).collect();
+        assert_eq!(self.recorder.take(), undone);
+        self.world.assert_clean();
+        told
+    }
+
+    fn refuses(&self, conf: &Value, code: u64, says: &[&str]) {
+        let text = self.world.call("ADD", "c1", &self.netns, conf).pod("p").fails(code);
+        for part in says {
+            assert!(text.contains(part), "\"{text}\" does not say \"{part}\"");
+        }
+        assert_eq!(self.recorder.take(), Vec::<String>::new());
+        self.world.assert_clean();
+    }
+}
+
+#[test]
+fn every_form_of_the_annotation() {
+    let node = Node::new();
+    for (networks, expected) in [
+        ("", vec![]),
+        ("  ", vec![]),
+        ("[]", vec![]),
+        ("x", vec!["ADD net-x net1"]),
+        (" x , y ", vec!["ADD net-x net1", "ADD net-y net2"]),
+        ("default/y@data0,x", vec!["ADD net-y data0", "ADD net-x net2"]),
+        ("x,x", vec!["ADD net-x net1", "ADD net-x net2"]),
+        ("x@b,x@a,x", vec!["ADD net-x b", "ADD net-x a", "ADD net-x net3"]),
+        (r#"[{"name":"y"},{"name":"x","namespace":"default"}]"#, vec!["ADD net-y net1", "ADD net-x net2"]),
+        (
+            r#"[{"name":"x","interface":"data0"},{"name":"y","interfaceRequest":"data1"}]"#,
+            vec!["ADD net-x data0", "ADD net-y data1"],
+        ),
+        (
+            r#"[{"name":"x","interface":""},{"name":"y","unknown":{"a":1},"ips":null}]"#,
+            vec!["ADD net-x net1", "ADD net-y net2"],
+        ),
+    ] {
+        node.world.pod("p", networks);
+        node.attaches(&node.conf, &[&["ADD first eth0"][..], &expected].concat());
+    }
+}
+
+#[test]
+fn what_an_element_asks_for_reaches_the_plugins_that_can_serve_it() {
+    let node = Node::new();
+    let capabilities = json!({"ips": true, "mac": true, "portMappings": true, "bandwidth": true, "infinibandGUID": true,
+                              "deviceID": true});
+    node.world.definition(
+        "x",
+        &json!({"cniVersion": "1.0.0", "type": "net-x", "capabilities": capabilities, "args": {"cni": {"kept": 1, "a": 0}},
+                "runtimeConfig": {"mac": "00:00:00:00:00:00"}}),
+    );
+    let element = json!({
+        "name": "x", "ips": ["10.1.0.7/24", "fd00::7"], "mac": "02:00:00:00:00:07", "deviceID": "dev-7",
+        "infiniband-guid": "c2:11:22:33:44:55:66:77", "portMappings": [{"hostPort": 8080, "containerPort": 80}],
+        "bandwidth": {"ingressRate": 1000}, "cni-args": {"a": {"b": [1, 2]}}
+    });
+    node.world.pod("p", &json!([element, {"name": "y", "ips": ["10.1.0.8"]}]).to_string());
+    let told = node.attaches(&node.conf, &["ADD first eth0", "ADD net-x net1", "ADD net-y net2"]);
+    assert_eq!(
+        told[1]["conf"]["runtimeConfig"],
+        json!({
+            "ips": ["10.1.0.7/24", "fd00::7"], "mac": "02:00:00:00:00:07", "deviceID": "dev-7",
+            "infinibandGUID": "c2:11:22:33:44:55:66:77", "portMappings": [{"hostPort": 8080, "containerPort": 80}],
+            "bandwidth": {"ingressRate": 1000}
+        })
+    );
+    assert_eq!(told[1]["conf"]["args"], json!({"cni": {"kept": 1, "a": {"b": [1, 2]}}}));
+    let args: Vec<&str> = told[1]["args"].as_str().unwrap().split(';').collect();
+    for pair in ["IP=10.1.0.7/24,fd00::7", "MAC=02:00:00:00:00:07", "K8S_POD_NAME=p", "K8S_POD_UID=uid-p"] {
+        assert_eq!(args.iter().filter(|found| **found == pair).count(), 1, "{args:?}");
+    }
+    assert_eq!(told[2]["conf"].get("runtimeConfig"), None, "it declares nothing");
+    assert!(told[2]["args"].as_str().unwrap().contains("IP=10.1.0.8"));
+    assert!(!told[0]["args"].as_str().unwrap().contains("IP="), "the primary is asked for nothing");
+}
+
+#[test]
+fn every_form_of_a_definition() {
+    let node = Node::new();
+    fs::create_dir_all("/etc/cni/multus/net.d").unwrap();
+    let in_conf_dir = json!({"cniVersion": "1.0.0", "name": "x", "plugins": [{"type": "net-y"}, {"type": "net-x"}]});
+    fs::write("/etc/cni/multus/net.d/30-x.conflist", in_conf_dir.to_string()).unwrap();
+    fs::write("/etc/cni/multus/net.d/10-broken.conflist", "{").unwrap();
+    node.world.pod("p", "x");
+    let raw = |spec: Value| {
+        let definition = json!({"kind": "NetworkAttachmentDefinition", "metadata": {"name": "x"}, "spec": spec});
+        node.world.manifest("x", &definition.to_string());
+    };
+    for (config, name, version, expected) in [
+        // As in older howtos: no name, no version.
+        (r#"{"type":"net-x"}"#, "x", "0.1.0", vec!["ADD net-x net1"]),
+        (r#"{"cniVersion":"0.4.0","type":"net-x","vlan":100}"#, "x", "0.4.0", vec!["ADD net-x net1"]),
+        (r#"{"CniVersion":"0.4.0","Type":"net-x","NAME":"own"}"#, "own", "0.4.0", vec!["ADD net-x net1"]),
+        (
+            r#"{"cniVersion":"1.1.0","plugins":[{"type":"net-x"},{"type":"net-y"}]}"#,
+            "x",
+            "1.1.0",
+            vec!["ADD net-x net1", "ADD net-y net1"],
+        ),
+        (
+            r#"{"cniVersions":["0.4.0","1.0.0"],"name":"n","plugins":[{"type":"net-x"}]}"#,
+            "n",
+            "1.0.0",
+            vec!["ADD net-x net1"],
+        ),
+        // Nothing: the configuration of that name on the node.
+        ("", "x", "1.0.0", vec!["ADD net-y net1", "ADD net-x net1"]),
+    ] {
+        raw(json!({"config": config}));
+        if version == "0.1.0" {
+            node.recorder.behave("net-x", "ADD", r#"echo '{"ip4":{"ip":"10.1.0.5/24"}}'; exit 0"#);
+        }
+        let told = node.attaches(&node.conf, &[&["ADD first eth0"][..], &expected].concat());
+        if version == "0.1.0" {
+            node.recorder.relax("net-x", "ADD");
+        }
+        for call in &told[1..] {
+            assert_eq!(
+                (&call["conf"]["name"], &call["conf"]["cniVersion"]),
+                (&json!(name), &json!(version)),
+                "{config}"
+            );
+        }
+    }
+    raw(Value::Null);
+    node.attaches(&node.conf, &["ADD first eth0", "ADD net-y net1", "ADD net-x net1"]);
+}
+
+#[test]
+fn annotations_that_the_runtime_hands_over_are_taken_as_they_are() {
+    let node = Node::new();
+    node.world.pod("p", "y");
+    let key = "io.kubernetes.cri.pod-annotations";
+    let networks = |networks: &str| json!({"k8s.v1.cni.cncf.io/networks": networks, "other": "annotation"});
+    for (handed, expected) in [
+        (Some(networks("x")), vec!["ADD net-x net1"]),
+        (Some(json!({})), vec![]),
+        (Some(json!({"other": "annotation"})), vec![]),
+        // Not handed over: the pod is asked for.
+        (Some(Value::Null), vec!["ADD net-y net1"]),
+        (None, vec!["ADD net-y net1"]),
+    ] {
+        let mut conf = node.with("capabilities", json!({key: true, "portMappings": true}));
+        conf["runtimeConfig"] = json!({"portMappings": []});
+        if let Some(handed) = handed {
+            conf["runtimeConfig"][key] = handed;
+        }
+        node.attaches(&conf, &[&["ADD first eth0"][..], &expected].concat());
+    }
+    let mut conf = node.conf.clone();
+    conf["runtimeConfig"] = json!({key: "x"});
+    let text = node.world.call("ADD", "c1", &node.netns, &conf).pod("p").fails(7);
+    assert!(text.contains(key), "{text}");
+    conf["runtimeConfig"] = json!(["x"]);
+    let text = node.world.call("ADD", "c1", &node.netns, &conf).pod("p").fails(7);
+    assert!(text.contains("\"runtimeConfig\" is not what it should be"), "{text}");
+    // A pod that no runtime names asks for nothing.
+    node.world.call("ADD", "c1", &node.netns, &node.conf).ok();
+    assert_eq!(node.recorder.take(), ["ADD first eth0"]);
+    node.world.call("DEL", "c1", &node.netns, &node.conf).ok();
+    node.world.assert_clean();
+}
+
+#[test]
+fn every_form_of_the_primary() {
+    let node = Node::new();
+    node.world.pod("p", "x");
+    fs::create_dir_all("/etc/cni/multus/net.d").unwrap();
+    let single = json!({"cniVersion": "0.3.1", "name": "single", "type": "net-y"});
+    fs::write("/etc/cni/multus/net.d/10-single.conf", single.to_string()).unwrap();
+    node.world.manifest(
+        "primary",
+        &json!({
+            "kind": "NetworkAttachmentDefinition", "metadata": {"name": "nad", "namespace": "kube-system"},
+            "spec": {"config": r#"{"cniVersion":"1.0.0","type":"net-y"}"#}
+        })
+        .to_string(),
+    );
+    for name in ["single", "/etc/cni/multus/net.d/10-single.conf", "nad", "kube-system/nad"] {
+        node.attaches(&node.with("clusterNetwork", json!(name)), &["ADD net-y eth0", "ADD net-x net1"]);
+    }
+    // `delegates`: the first is the primary, the others are every pod's, and the pod's own come after them.
+    let mut conf = node.without_cluster_network();
+    conf["delegates"] = json!([
+        {"cniVersion": "1.0.0", "name": "one", "type": "first"},
+        {"cniVersion": "1.0.0", "plugins": [{"type": "net-y"}, {"type": "first"}]}
+    ]);
+    let told = node.attaches(&conf, &["ADD first eth0", "ADD net-y net1", "ADD first net1", "ADD net-x net2"]);
+    assert_eq!(told[0]["conf"]["name"], "one");
+    conf["delegates"][1]["type"] = json!("../first");
+    conf["delegates"][1].as_object_mut().unwrap().remove("plugins");
+    let text = node.world.call("ADD", "c1", &node.netns, &conf).pod("p").fails(7);
+    assert!(text.contains("delegates[1]: plugin type \"../first\" is a path"), "{text}");
+
+    for (primary, code, says) in [
+        ("/etc/cni/primary/missing.conflist", 11, "/etc/cni/primary/missing.conflist"),
+        ("nowhere", 7, "no definition kube-system/nowhere"),
+    ] {
+        let text = node.world.call("ADD", "c1", &node.netns, &node.with("clusterNetwork", json!(primary))).fails(code);
+        assert!(text.contains(says), "{text}");
+    }
+    fs::write("/etc/cni/primary/broken.conflist", "{\"name\":").unwrap();
+    fs::write("/etc/cni/primary/missing-plugin.conf", r#"{"cniVersion":"1.0.0","name":"m","type":"absent"}"#).unwrap();
+    for (file, code, says) in [
+        ("broken.conflist", 6, "broken.conflist does not parse"),
+        ("missing-plugin.conf", 7, "failed to find plugin \"absent\""),
+    ] {
+        let conf = node.with("clusterNetwork", json!(format!("/etc/cni/primary/{file}")));
+        let text = node.world.call("ADD", "c1", &node.netns, &conf).pod("p").fails(code);
+        assert!(text.contains(says), "{text}");
+    }
+    assert_eq!(node.recorder.take(), Vec::<String>::new());
+    node.world.assert_clean();
+}
+
+#[test]
+fn devices_go_to_networks_in_order_and_none_twice() {
+    let node = Node::new();
+    let path = "/var/lib/kubelet/device-plugins";
+    fs::create_dir_all(path).unwrap();
+    let entry = |uid: &str, ids: Value| json!({"PodUID": uid, "ContainerName": "c", "ResourceName": "intel.com/vf", "DeviceIDs": ids});
+    let entries = json!([entry("uid-p", json!({"1": ["d3"], "0": ["d2", "d1"]})), entry("uid-other", json!(["d0"]))]);
+    let text = json!({"Data": {"PodDeviceEntries": entries, "RegisteredDevices": {}}, "Checksum": 1}).to_string();
+    fs::write(format!("{path}/kubelet_internal_checkpoint"), text).unwrap();
+    for name in ["x", "y"] {
+        let config = json!({"cniVersion": "0.4.0", "type": "sriov", "vlan": 100, "deviceID": "from the definition"});
+        node.world.definition_with_resource(name, "intel.com/vf", &config);
+    }
+    node.world.pod("p", "y,x,y");
+    // `sriov` is executed here: IDs are opaque to us then.
+    let conf = node.with("builtins", json!(["host-local", "static"]));
+    let told = node.attaches(&conf, &["ADD first eth0", "ADD sriov net1", "ADD sriov net2", "ADD sriov net3"]);
+    for (call, id) in told[1..].iter().zip(["d1", "d2", "d3"]) {
+        assert_eq!((&call["conf"]["deviceID"], &call["conf"]["pciBusID"]), (&json!(id), &json!(id)));
+        assert_eq!(call["conf"]["vlan"], 100);
+    }
+}
+
+#[test]
+fn a_wrong_configuration_of_the_meta_plugin() {
+    let node = Node::new();
+    node.refuses(
+        &node.with("kubeconfig", json!("/etc/kubeconfig")),
+        7,
+        &["\"kubeconfig\" and \"manifestDir\" exclude"],
+    );
+    node.refuses(
+        &node.without_cluster_network(),
+        7,
+        &["neither \"clusterNetwork\" nor \"delegates\"", "name the primary"],
+    );
+    for (key, value, says) in [
+        ("confDir", json!("etc/cni"), "\"etc/cni\" is no absolute path"),
+        ("binDir", json!("./bin"), "\"binDir\": \"./bin\" is no absolute path"),
+        ("clusterNetwork", json!(7), "\"clusterNetwork\" is not what it should be"),
+        ("delegates", json!({"type": "first"}), "\"delegates\" is not what it should be"),
+        ("namespaceIsolation", json!("perhaps"), "\"namespaceIsolation\" must be true or false"),
+        ("readinessTimeoutSeconds", json!(0), "\"readinessTimeoutSeconds\" must be at least 1 second"),
+        ("addTimeoutSeconds", json!(-1), "\"addTimeoutSeconds\" is not what it should be"),
+        ("builtins", json!(["sriov", "macvlan"]), "\"macvlan\" is not built in, only sriov, host-local, static"),
+        ("builtins", json!("sriov"), "\"builtins\" is not what it should be"),
+        ("strict", json!("very"), "\"strict\" must be true or false"),
+    ] {
+        node.refuses(&node.with(key, value), 7, &[says]);
+    }
+}
+
+#[test]
+fn an_unknown_key_is_named_and_refused_if_strict() {
+    let node = Node::new();
+    let mut conf = node.with("clusterNetwrok", json!("main"));
+    conf["wholly-other"] = json!(1);
+    let outcome = node.world.call("ADD", "c1", &node.netns, &conf).pod("p").run();
+    assert_eq!(outcome.code, 0, "{outcome:#?}");
+    for says in ["\"clusterNetwrok\" (did you mean \"clusterNetwork\"?)", "\"wholly-other\"", "ignored"] {
+        let stderr = outcome.stderr.replace("\\\"", "\"");
+        assert!(stderr.contains(says), "{stderr}");
+    }
+    node.recorder.take();
+    node.world.call("DEL", "c1", &node.netns, &conf).pod("p").ok();
+    node.recorder.take();
+    for strict in [json!(true), json!("true")] {
+        conf["strict"] = strict;
+        node.refuses(
+            &conf,
+            7,
+            &["unknown key", "\"clusterNetwrok\" (did you mean \"clusterNetwork\"?)", "\"wholly-other\""],
+        );
+    }
+    // A key that another one puts out of force is not passed over in silence either.
+    let two = node.with("delegates", json!([{"cniVersion": "1.0.0", "name": "one", "type": "net-y"}]));
+    let outcome = node.world.call("ADD", "c1", &node.netns, &two).pod("p").run();
+    assert!(outcome.code == 0 && outcome.stderr.contains("has no effect beside"), "{outcome:#?}");
+    assert_eq!(node.recorder.take(), ["ADD first eth0"]);
+    node.world.call("DEL", "c1", &node.netns, &two).pod("p").ok();
+    node.recorder.take();
+    // Every key that is known is known in any case, as Go's programs read them.
+    let mut odd = node.with("STRICT", json!(true));
+    odd["READINESSTIMEOUTSECONDS"] = odd["readinessTimeoutSeconds"].take();
+    odd.as_object_mut().unwrap().remove("readinessTimeoutSeconds");
+    node.attaches(&odd, &["ADD first eth0"]);
+    // In a definition of the built-in plugin, too; in others' they are the plugin's business.
+    node.world
+        .definition("x", &json!({"cniVersion": "1.0.0", "type": "sriov", "deviceID": "0000:99:10.0", "vlann": 1}));
+    node.world.definition("y", &json!({"cniVersion": "1.0.0", "type": "net-y", "vlann": 1}));
+    node.world.pod("p", "x");
+    let strict = node.with("strict", json!(true));
+    let text = node.world.call("ADD", "c1", &node.netns, &strict).pod("p").fails(7);
+    assert!(text.contains("default/x") && text.contains("\"vlann\" (did you mean \"vlan\"?)"), "{text}");
+    node.world.pod("p", "y");
+    node.attaches(&strict, &["ADD first eth0", "ADD net-y net1"]);
+}

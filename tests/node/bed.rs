@@ -1,0 +1,303 @@
+//! The bed: one node with us in its CNI directory, which every test uses in turn.
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader, Write as _},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::{Mutex, MutexGuard, PoisonError},
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+use serde_json::{Value, json};
+
+use crate::harness::{beds, names};
+
+/// What a pod asks for.
+pub(crate) const NETWORKS: &str = "k8s.v1.cni.cncf.io/networks";
+/// What it is told.
+const STATUS: &str = "k8s.v1.cni.cncf.io/network-status";
+/// How long a pod may take on a busy machine.
+const PATIENCE: u64 = 60;
+
+static NODE: Mutex<Option<Node>> = Mutex::new(None);
+
+/// A running node; it ends with its standard input.
+pub(crate) struct Node {
+    directory: PathBuf,
+    _child: Child,
+}
+
+/// The node, for one test.
+pub(crate) struct Turn(MutexGuard<'static, Option<Node>>);
+
+impl std::ops::Deref for Turn {
+    type Target = Node;
+
+    fn deref(&self) -> &Node {
+        self.0.as_ref().unwrap()
+    }
+}
+
+/// Waits for its turn; the first test starts the node. Of a test that failed, its pods are removed.
+pub(crate) fn enter() -> Turn {
+    let mut node = NODE.lock().unwrap_or_else(|poisoned| {
+        NODE.clear_poison();
+        PoisonError::into_inner(poisoned)
+    });
+    if node.is_none() {
+        *node = Some(Node::start());
+    }
+    let turn = Turn(node);
+    turn.sweep();
+    turn
+}
+
+impl Node {
+    fn start() -> Self {
+        let directory = fresh_directory();
+        for name in ["cni/net.d", "cni/bin", "primary"] {
+            fs::create_dir_all(directory.join(name)).unwrap();
+        }
+        let bin = directory.join("cni/bin");
+        for plugin in ["loopback", "bridge", "host-local", "macvlan"] {
+            fs::copy(beds().join("plugins/reference").join(plugin), bin.join(plugin)).unwrap();
+        }
+        fs::copy(env!("CARGO_BIN_EXE_meta-cni"), bin.join("meta-cni")).unwrap();
+        let write = |name: &str, value: &Value| fs::write(directory.join(name), value.to_string()).unwrap();
+        write(
+            "primary/10-bridge.conflist",
+            &json!({
+                "cniVersion": "1.0.0", "name": "podnet",
+                "plugins": [{"type": "bridge", "bridge": "cni0", "isGateway": true, "isDefaultGateway": true,
+                             "ipam": {"type": "host-local", "ranges": [[{"subnet": "10.98.0.0/24"}]]}}]
+            }),
+        );
+        write(
+            "cni/net.d/00-meta-cni.conflist",
+            &json!({
+                "cniVersion": "1.0.0", "name": "meta",
+                "plugins": [{
+                    "type": "meta-cni", "capabilities": {"io.kubernetes.cri.pod-annotations": true}, "nodeName": "node-1",
+                    "clusterNetwork": directory.join("primary/10-bridge.conflist"),
+                    "kubeconfig": directory.join("meta.kubeconfig"), "logFile": directory.join("meta-cni.log"),
+                }]
+            }),
+        );
+        let node = Self { _child: up(&directory), directory };
+        node.give_credentials();
+        for arguments in ["link add uplink type veth peer name wire", "link set uplink up", "link set wire up"] {
+            node.ip(arguments);
+        }
+        node
+    }
+
+    /// A token file of deploy/rbac.yaml's service account, and a kubeconfig that names it.
+    fn give_credentials(&self) {
+        let token = self.kubectl(&["create", "token", "meta-cni", "--namespace", "kube-system"], "");
+        fs::write(self.directory.join("token"), token).unwrap();
+        let server = fs::read_to_string(self.directory.join("control-plane/server")).unwrap();
+        let authority = self.directory.join("control-plane/pki/ca.crt");
+        let kubeconfig = json!({
+            "apiVersion": "v1", "kind": "Config", "current-context": "node",
+            "clusters": [{"name": "node", "cluster": {"server": server.trim(), "certificate-authority": authority}}],
+            "users": [{"name": "meta-cni", "user": {"tokenFile": "token"}}],
+            "contexts": [{"name": "node", "context": {"cluster": "node", "user": "meta-cni"}}],
+        });
+        fs::write(self.directory.join("meta.kubeconfig"), kubeconfig.to_string()).unwrap();
+    }
+
+    fn sweep(&self) {
+        for manifest in names(self.directory.join("manifests")) {
+            fs::remove_file(self.directory.join("manifests").join(manifest)).unwrap();
+        }
+        self.kubectl(&["delete", "pods", "--all", "--timeout=60s"], "");
+        self.kubectl(&["delete", "net-attach-def", "--all"], "");
+    }
+
+    /// A command in the bed.
+    fn command(&self, words: &[&str]) -> Command {
+        let mut command = Command::new(script("enter"));
+        command.arg(&self.directory).args(words);
+        command
+    }
+
+    fn run(&self, words: &[&str], stdin: &str) -> (bool, String) {
+        let mut command = self.command(words);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        child.stdin.take().unwrap().write_all(stdin.as_bytes()).unwrap();
+        let output = child.wait_with_output().unwrap();
+        let text = |bytes| String::from_utf8_lossy(bytes).trim().to_owned();
+        match output.status.success() {
+            true => (true, text(&output.stdout)),
+            false => (false, format!("{} {}", text(&output.stdout), text(&output.stderr))),
+        }
+    }
+
+    fn ip(&self, arguments: &str) -> String {
+        let words: Vec<&str> = ["ip"].into_iter().chain(arguments.split(' ')).collect();
+        let (success, text) = self.run(&words, "");
+        assert!(success, "ip {arguments}: {text}");
+        text
+    }
+
+    pub(crate) fn kubectl(&self, arguments: &[&str], stdin: &str) -> String {
+        let words: Vec<&str> = ["kubectl"].into_iter().chain(arguments.iter().copied()).collect();
+        let (success, text) = self.run(&words, stdin);
+        assert!(success, "kubectl {arguments:?}: {text}");
+        text
+    }
+
+    /// Makes objects.
+    pub(crate) fn create(&self, objects: &[Value]) {
+        let list = json!({"apiVersion": "v1", "kind": "List", "items": objects}).to_string();
+        self.kubectl(&["create", "--validate=false", "-f", "-"], &list);
+    }
+
+    /// Makes a macvlan definition with a pool of its own.
+    pub(crate) fn macvlan(&self, name: &str, subnet: &str) {
+        let config = json!({"cniVersion": "1.0.0", "type": "macvlan", "master": "uplink",
+                            "ipam": {"type": "host-local", "subnet": subnet}});
+        self.create(&[json!({
+            "apiVersion": "k8s.cni.cncf.io/v1", "kind": "NetworkAttachmentDefinition",
+            "metadata": {"name": name, "namespace": "default"}, "spec": {"config": config.to_string()}
+        })]);
+    }
+
+    /// Has kubelet run a pod of a file.
+    pub(crate) fn static_manifest(&self, name: &str, pod: &Value) {
+        let beside = self.directory.join(name);
+        fs::write(&beside, pod.to_string()).unwrap();
+        fs::rename(beside, self.directory.join("manifests").join(format!("{name}.json"))).unwrap();
+    }
+
+    pub(crate) fn remove_static_manifest(&self, name: &str) {
+        fs::remove_file(self.directory.join("manifests").join(format!("{name}.json"))).unwrap();
+    }
+
+    /// Waits until pods are Running and Ready.
+    pub(crate) fn wait_ready(&self, pods: &[&str]) {
+        for pod in pods {
+            // "wait" gives up at once for a pod that is not there yet: a mirror is late.
+            wait_for(&format!("pod {pod} is there"), PATIENCE, || self.run(&["kubectl", "get", "pod", pod], "").0);
+            let (ready, text) = self.run(
+                &["kubectl", "wait", "--for=condition=Ready", &format!("--timeout={PATIENCE}s"), &format!("pod/{pod}")],
+                "",
+            );
+            assert!(ready, "{pod}: {text}; {}; {}", self.events(pod), self.log());
+        }
+    }
+
+    /// What is said of a pod to its user.
+    pub(crate) fn events(&self, pod: &str) -> String {
+        let of = format!("--field-selector=involvedObject.name={pod}");
+        self.kubectl(&["get", "events", &of, "-o", "jsonpath={.items[*].message}"], "")
+    }
+
+    /// Our own log.
+    pub(crate) fn log(&self) -> String {
+        fs::read_to_string(self.directory.join("meta-cni.log")).unwrap_or_default()
+    }
+
+    /// network-status in the pod object, as it stands there.
+    pub(crate) fn status_text(&self, pod: &str) -> String {
+        let pod: Value = serde_json::from_str(&self.kubectl(&["get", "pod", pod, "-o", "json"], "")).unwrap();
+        pod["metadata"]["annotations"][STATUS].as_str().unwrap_or_default().to_owned()
+    }
+
+    /// The container that is a pod's sandbox, by our records.
+    pub(crate) fn sandbox_of(&self, pod: &str) -> String {
+        let sandboxes = self.directory.join("var/lib/cni/meta-cni/sandboxes");
+        let holds = |container: &String| {
+            names(sandboxes.join(container)).iter().any(|record| {
+                let text = fs::read_to_string(sandboxes.join(container).join(record)).unwrap_or_default();
+                serde_json::from_str::<Value>(&text).is_ok_and(|record| record["pod"]["name"] == pod)
+            })
+        };
+        let found: Vec<String> = names(&sandboxes).into_iter().filter(holds).collect();
+        assert_eq!(found.len(), 1, "sandboxes of {pod}: {found:?}");
+        found[0].clone()
+    }
+
+    /// The path of a pod's network namespace as it is seen from outside.
+    pub(crate) fn netns_of(&self, pod: &str) -> String {
+        let path = self.directory.join("var/lib/cni/meta-cni/sandboxes").join(self.sandbox_of(pod));
+        let record = names(&path).into_iter().next().expect("a record");
+        let record: Value = serde_json::from_str(&fs::read_to_string(path.join(record)).unwrap()).unwrap();
+        let inside = record["netns"].as_str().expect("its namespace").replacen("/var/run/", "/run/", 1);
+        let first = fs::read_to_string(self.directory.join("pid")).unwrap();
+        format!("/proc/{}/root{inside}", first.trim())
+    }
+
+    /// Kills containerd and starts it again.
+    pub(crate) fn restart_containerd(&self) {
+        let status = Command::new(script("restart-containerd")).arg(&self.directory).status().unwrap();
+        assert!(status.success(), "containerd did not come back");
+    }
+
+    /// What pods have left on the node: records, leases, namespaces, interfaces.
+    pub(crate) fn leftovers(&self) -> Vec<String> {
+        let state = self.directory.join("var/lib/cni");
+        let mut left = names(state.join("meta-cni/sandboxes"));
+        for network in names(state.join("networks")) {
+            let leases = names(state.join("networks").join(&network));
+            let held = leases.into_iter().filter(|name| name != "lock" && !name.starts_with("last_reserved_ip"));
+            left.extend(held.map(|lease| format!("{network}/{lease}")));
+        }
+        left.extend(self.run(&["ls", "/run/netns"], "").1.split_whitespace().map(str::to_owned));
+        let links: Value = serde_json::from_str(&self.ip("-j link show type veth")).unwrap();
+        let veths = links.as_array().unwrap().iter().filter_map(|link| link["ifname"].as_str());
+        left.extend(veths.filter(|name| !["uplink", "wire"].contains(name)).map(str::to_owned));
+        left
+    }
+
+    /// Waits until nothing is left: kubelet takes some seconds after a pod's object is gone.
+    pub(crate) fn assert_free(&self) {
+        wait_for("nothing is left of any pod", 30, || self.leftovers().is_empty());
+        let locks = self.run(&["ls", "/run/meta-cni/lock"], "").1;
+        assert!(!locks.contains("sandbox-"), "{locks}");
+    }
+}
+
+/// Tries until something is so.
+pub(crate) fn wait_for(what: &str, seconds: u64, so: impl Fn() -> bool) {
+    let end = Instant::now() + Duration::from_secs(seconds);
+    while !so() {
+        assert!(Instant::now() < end, "not within {seconds} s: {what}");
+        sleep(Duration::from_millis(100));
+    }
+}
+
+fn script(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/node").join(name)
+}
+
+/// A directory for the bed in cargo's own place for what tests write. It is kept, to be looked at, until the next run.
+fn fresh_directory() -> PathBuf {
+    let place = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    for name in names(place) {
+        let of_nobody = |pid: &str| !Path::new("/proc").join(pid).exists();
+        if name.strip_prefix("node-").is_some_and(of_nobody) {
+            // Its bed may be ending this moment: then the run after this one removes it.
+            let _ = fs::remove_dir_all(place.join(name));
+        }
+    }
+    let directory = place.join(format!("node-{}", std::process::id()));
+    fs::create_dir_all(&directory).unwrap();
+    directory.canonicalize().unwrap()
+}
+
+fn up(directory: &Path) -> Child {
+    let mut child = Command::new(script("up"))
+        .arg(directory)
+        .env("META_CNI_BED_CACHE", beds())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    assert_eq!(line.trim(), "ready", "the node did not start: see its messages above");
+    child
+}

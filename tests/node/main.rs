@@ -1,0 +1,10 @@
+//! The node bed: pods that a real kubelet and a real containerd make, with us as their only network. All tests share one
+//! node (see `bed`), so they run one after the other.
+
+#![allow(clippy::unwrap_used, reason = "a test panics where it is wrong")]
+
+#[path = "../harness/mod.rs"]
+mod harness;
+
+mod bed;
+mod pods;

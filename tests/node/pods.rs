@@ -1,0 +1,139 @@
+//! Pods from the API server and from files: what they get, what they can read of it, and that all of it is given back.
+
+use serde_json::{Value, json};
+
+use crate::{
+    bed::{NETWORKS, Node, enter, wait_for},
+    harness::{Interface, ping},
+};
+
+/// A pod that can read its network-status.
+fn pod(name: &str, networks: &str) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": name, "namespace": "default", "annotations": {NETWORKS: networks}},
+        "spec": {
+            "nodeName": "node-1", "terminationGracePeriodSeconds": 0, "automountServiceAccountToken": false,
+            "containers": [{
+                "name": "one", "image": "localhost/test/busybox:1", "imagePullPolicy": "IfNotPresent",
+                "command": ["sh", "-c", "exec sleep 100000"],
+                "volumeMounts": [{"name": "podinfo", "mountPath": "/podinfo"}]
+            }],
+            "volumes": [{"name": "podinfo", "downwardAPI": {"items": [{
+                "path": "network-status",
+                "fieldRef": {"fieldPath": "metadata.annotations['k8s.v1.cni.cncf.io/network-status']"}
+            }]}}]
+        }
+    })
+}
+
+fn read_inside(node: &Node, pod: &str) -> String {
+    node.kubectl(&["exec", pod, "--", "cat", "/podinfo/network-status"], "")
+}
+
+/// Panics unless a pod has these interfaces, and its object says so.
+fn assert_attached(node: &Node, pod: &str, networks: &[(&str, &str)]) -> Value {
+    let netns = node.netns_of(pod);
+    let text = node.status_text(pod);
+    let status: Value = serde_json::from_str(&text).unwrap_or_else(|error| panic!("network-status {text:?}: {error}"));
+    let entries = status.as_array().unwrap();
+    let named: Vec<(&str, &str)> =
+        entries.iter().map(|entry| (entry["name"].as_str().unwrap(), entry["interface"].as_str().unwrap())).collect();
+    assert_eq!(named, networks);
+    for entry in entries {
+        let found = Interface::find(&netns, entry["interface"].as_str().unwrap()).expect("the interface");
+        assert_eq!(entry["mac"], found.mac());
+        let plain = |address: &String| address.split('/').next().unwrap().to_owned();
+        assert_eq!(entry["ips"], json!(found.addresses().iter().map(plain).collect::<Vec<_>>()));
+    }
+    status
+}
+
+/// Panics unless a pod's containers can read what its object says.
+fn assert_told(node: &Node, pod: &str) {
+    // kubelet brings the file up to date when it hears of the annotation.
+    wait_for("network-status in the downward API", 90, || !read_inside(node, pod).is_empty());
+    assert_eq!(read_inside(node, pod), node.status_text(pod).trim());
+}
+
+#[test]
+fn pods_get_their_networks_can_read_it_and_give_all_back() {
+    let node = enter();
+    node.macvlan("net-a", "10.40.0.0/24");
+    node.create(&[pod("one", "net-a"), pod("two", "net-a@data0"), pod("plain", "")]);
+    node.wait_ready(&["one", "two", "plain"]);
+    assert_attached(&node, "one", &[("podnet", "eth0"), ("default/net-a", "net1")]);
+    let two = assert_attached(&node, "two", &[("podnet", "eth0"), ("default/net-a", "data0")]);
+    assert_attached(&node, "plain", &[("podnet", "eth0")]);
+    for name in ["one", "two", "plain"] {
+        assert_told(&node, name);
+    }
+    let netns = node.netns_of("one");
+    for entry in two.as_array().unwrap() {
+        let address = entry["ips"][0].as_str().unwrap();
+        assert!(ping(&netns, address), "one reaches two on {}", entry["name"]);
+    }
+    // The pod's own address for kubelet is the primary's.
+    let of_kubelet = node.kubectl(&["get", "pod", "two", "-o", "jsonpath={.status.podIP}"], "");
+    assert_eq!(two[0]["ips"], json!([of_kubelet]));
+
+    node.kubectl(&["delete", "pod", "one", "two", "plain", "--timeout=60s"], "");
+    node.assert_free();
+}
+
+#[test]
+fn containerd_may_be_killed_while_pods_live_and_while_they_are_made() {
+    let node = enter();
+    node.macvlan("net-b", "10.41.0.0/24");
+    node.create(&[pod("before", "net-b")]);
+    node.wait_ready(&["before"]);
+    let networks = [("podnet", "eth0"), ("default/net-b", "net1")];
+    let status = assert_attached(&node, "before", &networks);
+    let sandbox = node.sandbox_of("before");
+
+    // In the middle of three pods' ADDs.
+    node.create(&[pod("during-1", "net-b"), pod("during-2", "net-b"), pod("during-3", "net-b")]);
+    wait_for("a sandbox is being made", 30, || {
+        node.leftovers().iter().filter(|name| name.starts_with("cni-")).count() > 1
+    });
+    node.restart_containerd();
+    node.wait_ready(&["before", "during-1", "during-2", "during-3"]);
+    assert_eq!(assert_attached(&node, "before", &networks), status);
+    assert_told(&node, "before");
+    assert_eq!(node.sandbox_of("before"), sandbox, "the pod that lived was made again");
+    for name in ["during-1", "during-2", "during-3"] {
+        assert_attached(&node, name, &networks);
+    }
+
+    node.restart_containerd();
+    node.kubectl(&["delete", "pods", "--all", "--timeout=60s"], "");
+    node.assert_free();
+}
+
+#[test]
+fn a_static_pod_gets_its_networks_too() {
+    let node = enter();
+    node.macvlan("net-c", "10.42.0.0/24");
+    node.static_manifest("fixed", &pod("fixed", "net-c,net-c"));
+    node.wait_ready(&["fixed-node-1"]);
+    let networks = [("podnet", "eth0"), ("default/net-c", "net1"), ("default/net-c", "net2")];
+    assert_attached(&node, "fixed-node-1", &networks);
+    // The status is the mirror's; kubelet fills a static pod's downward API from the pod's file.
+    assert_eq!(read_inside(&node, "fixed-node-1"), "");
+    node.remove_static_manifest("fixed");
+    node.kubectl(&["wait", "--for=delete", "--timeout=60s", "pod/fixed-node-1"], "");
+    node.assert_free();
+}
+
+#[test]
+fn a_pod_whose_definition_is_missing_says_so_and_starts_when_it_comes() {
+    let node = enter();
+    node.create(&[pod("early", "net-d")]);
+    wait_for("the user is told", 60, || node.events("early").contains("there is no definition default/net-d"));
+    assert_eq!(node.status_text("early"), "");
+    node.macvlan("net-d", "10.43.0.0/24");
+    node.wait_ready(&["early"]);
+    assert_attached(&node, "early", &[("podnet", "eth0"), ("default/net-d", "net1")]);
+    node.kubectl(&["delete", "pod", "early", "--timeout=60s"], "");
+    node.assert_free();
+}

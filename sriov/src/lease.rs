@@ -117,6 +117,8 @@ impl Leases {
 
     /// Gives the VF up if the call still holds it; false if it holds it no more, and then nothing is touched.
     pub fn release(&self, lock: &VfLock, call: &str) -> Result<bool, Error> {
+        // Of a writer that was killed; under the lock there is no other. The next one would replace it.
+        let _ = fs::remove_file(self.path(lock.pci).with_extension("tmp"));
         match self.read(lock.pci)? {
             Lease::Held(holder) if holder.call == call => {
                 let path = self.path(lock.pci);

@@ -84,9 +84,18 @@ impl Scenario {
 
     /// Programs executed in one ADD, counted by strace.
     fn execs(&self, world: &World, list: &Value) -> usize {
-        let (netns, trace) = (world.netns(), "/run/trace");
-        let strace = ["strace", "-f", "-qq", "-e", "trace=execve", "-e", "status=successful", "-o", trace];
-        let count = || fs::read_to_string(trace).unwrap().lines().filter(|line| line.contains("execve(")).count();
+        let netns = world.netns();
+        // A file for each process: in a common one their lines cut each other in two.
+        let strace = ["strace", "-ff", "-qq", "-e", "trace=execve", "-o", "/run/trace/log"];
+        let count = || {
+            let files =
+                fs::read_dir("/run/trace").unwrap().map(|file| fs::read_to_string(file.unwrap().path()).unwrap());
+            let executed = files.map(|text| text.lines().filter(|line| line.ends_with("= 0")).count()).sum::<usize>();
+            fs::remove_dir_all("/run/trace").unwrap();
+            fs::create_dir("/run/trace").unwrap();
+            executed
+        };
+        fs::create_dir_all("/run/trace").unwrap();
         let count = match &self.conf {
             Some(conf) => {
                 world.call("ADD", "traced", &netns, conf).env("CNI_ARGS", &args(self.pod)).under(&strace).ok();

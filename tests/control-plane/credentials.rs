@@ -90,7 +90,7 @@ fn a_server_is_found_by_its_name_in_the_hosts_file() {
     let began = Instant::now();
     let text = scene.fails(&kubeconfig, 11);
     assert!(began.elapsed() < Duration::from_secs(6), "{:?}", began.elapsed());
-    assert!(text.contains("definition") || text.contains("pod default/by-name"), "{text}");
+    assert!(text.contains("https://api.bed.test:") && text.contains("the name api.bed.test has no address"), "{text}");
 
     mount(Some(hosts), "/etc/hosts", none, MsFlags::MS_BIND, none).unwrap();
     let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
@@ -106,7 +106,7 @@ fn a_server_is_found_by_its_name_in_the_hosts_file() {
 }
 
 #[test]
-fn users_that_need_a_program_are_refused_in_clear_words() {
+fn users_that_need_a_program_or_are_another_are_refused_in_clear_words() {
     let scene = Scene::new("refused", 25);
     let exec = json!({"exec": {"apiVersion": "client.authentication.k8s.io/v1", "command": "/run/test/never",
                                "interactiveMode": "Never"}});
@@ -118,6 +118,9 @@ fn users_that_need_a_program_are_refused_in_clear_words() {
         assert!(text.contains("use a token file or a client certificate"), "{text}");
     }
     assert!(!Path::new("/run/test/executed").exists(), "the program was run");
+    let other = json!({"token": Bed::token(), "as": "system:admin"});
+    let text = scene.fails(&Bed::kubeconfig("other", &Bed::server(), &other), 7);
+    assert!(text.contains("acts as another one"), "{text}");
     // Such a user beside the one of the current context is nobody's concern.
     let path = Bed::kubeconfig("beside", &Bed::server(), &json!({"token": Bed::token()}));
     let mut kubeconfig: Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();

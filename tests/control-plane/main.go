@@ -39,10 +39,11 @@ func runKubectl() int {
 
 // commands are ours. Each returns an error for a person to read.
 var commands = map[string]func(args []string) error{
-	"etcd": etcd,
-	"up":   up,
-	"down": down,
-	"node": node,
+	"etcd":    etcd,
+	"up":      up,
+	"down":    down,
+	"node":    node,
+	"devices": devices,
 }
 
 func main() {

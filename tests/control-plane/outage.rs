@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use crate::{
-    bed::{Bed, NETWORKS, handed},
+    bed::{Bed, NETWORKS, definition, handed},
     harness::{Interface, Recorder},
 };
 
@@ -30,7 +30,7 @@ fn without_an_api_server_only_pods_with_networks_wait() {
     let netns = bed.world.netns();
     let text = bed.call("ADD", &netns, &with_conf, &with).fails(11);
     assert!(text.contains("definition default/away") && text.contains("cannot be reached"), "{text}");
-    assert!(text.contains("Connection refused"), "{text}");
+    assert!(text.contains(&format!("{}: Connection refused", Bed::server())), "{text}");
     let text = bed.call("ADD", &netns, &conf, &asked).fails(11);
     assert!(text.contains("pod default/away-asked") && text.contains("Connection refused"), "{text}");
     bed.assert_undone(&netns);
@@ -95,7 +95,7 @@ fn a_server_that_hangs_before_the_status_is_written_undoes_everything() {
     let mut bed = Bed::enter();
     bed.macvlans(&[("late", 17)]);
     let recorder = Recorder::install(&bed.world.bin, &["pauser"]);
-    Bed::create(&[crate::bed::definition("pauser", &json!({"cniVersion": "1.0.0", "type": "pauser"}))]);
+    Bed::create(&[definition("pauser", &json!({"cniVersion": "1.0.0", "type": "pauser"}))]);
     let pid = std::fs::read_to_string(Bed::path("kube-apiserver.pid")).unwrap();
     recorder.behave("pauser", "ADD", &format!("kill -STOP {}\n", pid.trim()));
     let mut conf = bed.conf(&Bed::service_account());
@@ -112,4 +112,41 @@ fn a_server_that_hangs_before_the_status_is_written_undoes_everything() {
     bed.call("ADD", &netns, &conf, &pod).ok();
     bed.call("DEL", &netns, &conf, &pod).ok();
     bed.assert_undone(&netns);
+}
+
+#[test]
+fn a_primary_that_is_a_definition_is_needed_for_add_alone() {
+    let mut bed = Bed::enter();
+    let mut conf = handed(&bed.conf(&Bed::service_account()), &json!({}));
+    let mut object = definition(
+        "podnet",
+        &json!({
+            "cniVersion": "1.0.0", "name": "podnet",
+            "plugins": [{"type": "bridge", "bridge": "cni0", "isGateway": true,
+                         "ipam": {"type": "host-local", "subnet": "10.88.0.0/24"}}]
+        }),
+    );
+    object["metadata"]["namespace"] = json!("kube-system");
+    Bed::create(&[object]);
+    conf["clusterNetwork"] = json!("podnet");
+    let [early, late] = ["primary-early", "primary-late"].map(|name| Bed::pod_with(name, ""));
+    let netns = bed.world.netns();
+    let asked = Bed::requests(|| drop(bed.call("ADD", &netns, &conf, &early).ok()));
+    assert_eq!(asked, ["get network-attachment-definitions/podnet", "patch pods/primary-early/status"]);
+
+    bed.stop();
+    bed.call("DEL", &netns, &conf, &early).ok();
+    bed.assert_undone(&netns);
+    let text = bed.call("ADD", &netns, &conf, &late).fails(11);
+    assert!(text.contains("definition kube-system/podnet") && text.contains("cannot be reached"), "{text}");
+    bed.assert_undone(&netns);
+    // Nothing is known of it any more: while its namespace lives, its primary is to be asked; then nobody is.
+    let text = bed.call("DEL", &netns, &conf, &early).fails(11);
+    assert!(text.contains("definition kube-system/podnet"), "{text}");
+    bed.world.delete_netns(&netns);
+    for gone in [netns.as_str(), ""] {
+        bed.call("DEL", gone, &conf, &early).ok();
+    }
+    bed.world.assert_clean();
+    bed.start();
 }

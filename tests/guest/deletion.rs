@@ -69,6 +69,9 @@ fn with_torn_records() {
         let text = fs::read_to_string(&file).unwrap();
         fs::write(&file, &text[..text.len() / 2]).unwrap();
     }
+    // A writer that was killed before its rename leaves these.
+    fs::write("/var/lib/cni/meta-cni/sandboxes/p/.tmp-abc", "{").unwrap();
+    fs::write(format!("/var/lib/cni/meta-cni/vfs/{}.tmp", node.a[5].pci), "{").unwrap();
     node.del("p", &netns);
     assert!(Interface::find(&netns, "eth0").is_none(), "the primary's chain was asked");
     node.assert_as_before();
@@ -112,6 +115,26 @@ fn a_vf_that_another_pod_holds_by_now_is_left_alone() {
     assert_eq!(node.world.records("p"), Vec::<String>::new());
     node.del("two", &two);
     node.assert_as_before();
+}
+
+#[test]
+fn killed_at_any_moment_of_add() {
+    let (node, netns) = attached();
+    node.del("p", &netns);
+    let began = Instant::now();
+    node.add("p", &netns);
+    let whole = began.elapsed();
+    node.del("p", &netns);
+    // The second half is that of the VF: look there more closely.
+    for part in [20, 50, 58, 66, 74, 80, 85, 90, 95, 100] {
+        let mut adding = node.call("ADD", "p", &netns).start();
+        std::thread::sleep(whole * part / 100);
+        adding.kill().unwrap();
+        adding.wait().unwrap();
+        node.del("p", &netns);
+        assert!(Interface::find(&netns, "net1").is_none(), "killed after {part} %");
+        node.assert_as_before();
+    }
 }
 
 #[test]

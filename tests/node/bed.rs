@@ -12,7 +12,7 @@ use std::{
 
 use serde_json::{Value, json};
 
-use crate::harness::{beds, names};
+use crate::harness::{Recorder, beds, names};
 
 /// What a pod asks for.
 pub(crate) const NETWORKS: &str = "k8s.v1.cni.cncf.io/networks";
@@ -159,10 +159,27 @@ impl Node {
     pub(crate) fn macvlan(&self, name: &str, subnet: &str) {
         let config = json!({"cniVersion": "1.0.0", "type": "macvlan", "master": "uplink",
                             "ipam": {"type": "host-local", "subnet": subnet}});
-        self.create(&[json!({
-            "apiVersion": "k8s.cni.cncf.io/v1", "kind": "NetworkAttachmentDefinition",
-            "metadata": {"name": name, "namespace": "default"}, "spec": {"config": config.to_string()}
-        })]);
+        self.create(&[definition(name, &config)]);
+    }
+
+    /// A plugin that records its calls, and a definition that leads to it, perhaps with devices of a resource.
+    pub(crate) fn recording(&self, name: &str, resource: Option<&str>) -> Recorder {
+        let mut object = definition(name, &json!({"cniVersion": "1.0.0", "type": name}));
+        if let Some(resource) = resource {
+            object["metadata"]["annotations"] = json!({"k8s.v1.cni.cncf.io/resourceName": resource});
+        }
+        self.create(&[object]);
+        Recorder::install(&self.directory.join("cni/bin"), &[name])
+    }
+
+    /// Offers devices to kubelet, and waits until pods can have them.
+    pub(crate) fn device_plugin(&self, resource: &str, ids: &[&str]) -> Child {
+        let words = [&["control-plane", "devices", resource], ids].concat();
+        let child = said_ready(self.command(&words));
+        let path = format!("jsonpath={{.status.allocatable.{}}}", resource.replace('.', "\\."));
+        let allocatable = || self.kubectl(&["get", "node", "node-1", "-o", &path], "");
+        wait_for("the node has the devices", 30, || allocatable() == ids.len().to_string());
+        child
     }
 
     /// Has kubelet run a pod of a file.
@@ -260,6 +277,13 @@ impl Node {
     }
 }
 
+fn definition(name: &str, config: &Value) -> Value {
+    json!({
+        "apiVersion": "k8s.cni.cncf.io/v1", "kind": "NetworkAttachmentDefinition",
+        "metadata": {"name": name, "namespace": "default"}, "spec": {"config": config.to_string()}
+    })
+}
+
 /// Tries until something is so.
 pub(crate) fn wait_for(what: &str, seconds: u64, so: impl Fn() -> bool) {
     let end = Instant::now() + Duration::from_secs(seconds);
@@ -289,15 +313,16 @@ fn fresh_directory() -> PathBuf {
 }
 
 fn up(directory: &Path) -> Child {
-    let mut child = Command::new(script("up"))
-        .arg(directory)
-        .env("META_CNI_BED_CACHE", beds())
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut command = Command::new(script("up"));
+    command.arg(directory).env("META_CNI_BED_CACHE", beds());
+    said_ready(command)
+}
+
+/// Starts a program that says when it is ready, and ends with its standard input.
+fn said_ready(mut command: Command) -> Child {
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     let mut line = String::new();
     BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-    assert_eq!(line.trim(), "ready", "the node did not start: see its messages above");
+    assert_eq!(line.trim(), "ready", "{command:?} did not start: see its messages above");
     child
 }

@@ -45,7 +45,7 @@ impl Engine {
         let lock = SandboxLock::take(&self.layout.locks(), container, &self.records, self.deadline).await?;
         let outcome = self.add_locked(&netns).await;
         if outcome.is_err() && self.records.of_container(container)?.is_empty() {
-            lock.remove();
+            lock.remove(&self.records, container);
         }
         outcome
     }

@@ -36,7 +36,7 @@ impl Engine {
         if !found {
             // Nobody will DEL what was never added: the lock's file must not stay.
             if self.records.of_container(&call.container)?.is_empty() {
-                lock.remove();
+                lock.remove(&self.records, &call.container);
             }
             return Err(Error::Mismatch(format!(
                 "container {} has no attachment of network {} recorded for {}",

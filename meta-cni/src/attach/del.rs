@@ -36,7 +36,7 @@ impl Engine {
         }
         if let Some(error) = Error::join(errors) {
             if self.records.of_container(&call.container).is_ok_and(|left| left.is_empty()) {
-                lock.remove();
+                lock.remove(&self.records, &call.container);
             }
             return Err(error);
         }
@@ -44,7 +44,7 @@ impl Engine {
             self.cluster.forget_status(&pod);
         }
         if others.is_empty() && self.records.of_container(&call.container)?.is_empty() {
-            lock.remove();
+            lock.remove(&self.records, &call.container);
         }
         Ok(())
     }

@@ -84,7 +84,7 @@ impl Engine {
         let errors = self.undo_entries(stale, "").await;
         let left = self.records.of_container(container)?;
         if left.is_empty() {
-            lock.remove();
+            lock.remove(&self.records, container);
         } else {
             survivors.extend(left.into_iter().filter_map(|entry| match entry {
                 Entry::Good(record) if is_owed(&Entry::Good(record.clone())) => Some(*record),

@@ -77,8 +77,9 @@ impl SandboxLock {
         Ok(Some(Self { file, path: path.to_owned() }))
     }
 
-    /// Removes the lock's file: the sandbox is gone.
-    pub(super) fn remove(self) {
+    /// Removes the lock's file, and what is left of the container in the journal: it has no record any more.
+    pub(super) fn remove(self, records: &Records, container: &str) {
+        records.tidy(container);
         // A file that stays is an empty one in a tmpfs; the next boot takes it along.
         let _ = fs::remove_file(&self.path);
         drop(self.file);

@@ -278,6 +278,18 @@ impl Records {
         Ok(())
     }
 
+    /// Removes what is left of a container without records: the directory, and the temporary files of a writer that was
+    /// killed. Only under the sandbox's lock: then nobody writes there.
+    pub fn tidy(&self, container: &str) {
+        let directory = self.sandboxes.join(container);
+        for name in names_in(&directory).unwrap_or_default().iter().filter(|name| name.starts_with('.')) {
+            // What stays is a file that nobody reads; the next call of the container tries again.
+            let _ = fs::remove_file(directory.join(name));
+        }
+        // ENOTEMPTY: something that is not ours.
+        let _ = fs::remove_dir(directory);
+    }
+
     /// Keeps a configuration, once, and gives its hash.
     ///
     /// # Errors

@@ -13,7 +13,7 @@ use hyper_util::{
 use kube::{
     Client, Config,
     client::ConfigExt as _,
-    config::{KubeConfigOptions, Kubeconfig},
+    config::{AuthInfo, KubeConfigOptions, Kubeconfig},
 };
 use serde_json::{Value, json};
 use tokio::{
@@ -40,7 +40,13 @@ const RETRIES: u32 = 5;
 pub struct ApiServer {
     kubeconfig: PathBuf,
     deadline: Instant,
-    client: OnceCell<Client>,
+    connection: OnceCell<Connection>,
+}
+
+/// A client, and the URL that it leads to, for messages.
+struct Connection {
+    client: Client,
+    server: String,
 }
 
 impl std::fmt::Debug for ApiServer {
@@ -51,7 +57,7 @@ impl std::fmt::Debug for ApiServer {
 
 impl ApiServer {
     pub(super) fn new(kubeconfig: &Path, deadline: Instant) -> Self {
-        Self { kubeconfig: kubeconfig.to_owned(), deadline, client: OnceCell::new() }
+        Self { kubeconfig: kubeconfig.to_owned(), deadline, connection: OnceCell::new() }
     }
 
     pub(super) async fn pod(&self, pod: &PodName) -> Result<Pod, Error> {
@@ -96,8 +102,9 @@ impl ApiServer {
     }
 
     async fn send(&self, method: Method, path: &str, accept: &str, patch: Option<Value>) -> Result<Value, Failure> {
-        let client = match timeout_at(self.deadline, self.client.get_or_try_init(|| connect(&self.kubeconfig))).await {
-            Ok(client) => client.map_err(Failure::Ours)?,
+        let connecting = self.connection.get_or_try_init(|| connect(&self.kubeconfig));
+        let Connection { client, server } = match timeout_at(self.deadline, connecting).await {
+            Ok(connection) => connection.map_err(Failure::Ours)?,
             Err(_) => return Err(Failure::Away("the deadline passed while the client was made".to_owned())),
         };
         let body = patch.map(|patch| patch.to_string().into_bytes()).unwrap_or_default();
@@ -112,8 +119,8 @@ impl ApiServer {
                 .map_err(|problem| Failure::Ours(Error::Config(format!("{path}: {problem}"))))?;
             let failure = match timeout_at(self.deadline, client.request::<Value>(request)).await {
                 Ok(Ok(value)) => return Ok(value),
-                Ok(Err(error)) => Failure::of(error),
-                Err(_) => return Err(Failure::Away("the deadline passed without an answer".to_owned())),
+                Ok(Err(error)) => Failure::of(error, server),
+                Err(_) => return Err(Failure::Away(format!("{server}: the deadline passed without an answer"))),
             };
             if attempt >= RETRIES || !failure.may_pass() || Instant::now() + pause >= self.deadline {
                 return Err(failure);
@@ -129,14 +136,14 @@ impl ApiServer {
 enum Failure {
     /// The server's answer.
     Status(u16, String),
-    /// No answer.
+    /// No answer: from where and why.
     Away(String),
     /// The request could not even be made.
     Ours(Error),
 }
 
 impl Failure {
-    fn of(error: kube::Error) -> Self {
+    fn of(error: kube::Error, server: &str) -> Self {
         match error {
             kube::Error::Api(status) => Self::Status(status.code, status.message.clone()),
             other => {
@@ -145,7 +152,7 @@ impl Failure {
                 while let Some(next) = cause.source() {
                     cause = next;
                 }
-                Self::Away(cause.to_string())
+                Self::Away(format!("{server}: {cause}"))
             }
         }
     }
@@ -175,7 +182,7 @@ impl Failure {
 
 /// A client as kube makes it, but for the resolver (see `dns`) and TCP_NODELAY: with Nagle's algorithm the first request
 /// waits 40 ms for a delayed acknowledgement.
-async fn connect(path: &Path) -> Result<Client, Error> {
+async fn connect(path: &Path) -> Result<Connection, Error> {
     let wrong = |problem: &dyn std::fmt::Display| Error::Config(format!("kubeconfig {}: {problem}", path.display()));
     let kubeconfig = match Kubeconfig::read_from(path) {
         Ok(kubeconfig) => kubeconfig,
@@ -187,11 +194,8 @@ async fn connect(path: &Path) -> Result<Client, Error> {
     let mut config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
         .await
         .map_err(|problem| wrong(&problem))?;
-    if config.auth_info.exec.is_some() || config.auth_info.auth_provider.is_some() {
-        return Err(wrong(
-            &"the user of its current context gets its credentials from a program (exec or auth-provider), which is not \
-              run for every pod: use a token file or a client certificate",
-        ));
+    if let Some(reason) = refused(&config.auth_info) {
+        return Err(wrong(&reason));
     }
     if let Some(file) = config.auth_info.token_file.take() {
         config.auth_info.token = Some(read_token(&file)?.into());
@@ -207,7 +211,20 @@ async fn connect(path: &Path) -> Result<Client, Error> {
         .option_layer(config.auth_layer().map_err(|problem| wrong(&problem))?)
         .map_err(tower::BoxError::from)
         .service(http);
-    Ok(Client::new(service, config.default_namespace))
+    let server = config.cluster_url.to_string().trim_end_matches('/').to_owned();
+    Ok(Connection { client: Client::new(service, config.default_namespace), server })
+}
+
+/// What of the current context's user we do not do. It is refused: left out, we would be somebody else at the server.
+fn refused(user: &AuthInfo) -> Option<&'static str> {
+    if user.exec.is_some() || user.auth_provider.is_some() {
+        return Some(
+            "the user of its current context gets its credentials from a program (exec or auth-provider), which is not \
+             run for every pod: use a token file or a client certificate",
+        );
+    }
+    let another = user.impersonate.is_some() || user.impersonate_groups.is_some() || user.impersonate_uid.is_some();
+    another.then_some("the user of its current context acts as another one (as, as-groups or as-uid): give that one's own credentials")
 }
 
 /// The token in a file, without the line feed that an editor or a shell leaves behind it: that is no part of a header.

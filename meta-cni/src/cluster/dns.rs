@@ -32,9 +32,14 @@ impl Service<Name> for Resolver {
             let mut addresses = of_hosts(&hosts, name);
             if addresses.is_empty() {
                 // Built only now: most kubeconfigs name an address or a host of /etc/hosts.
-                let resolver = TokioResolver::builder_tokio().map_err(std::io::Error::other)?;
-                let resolver = resolver.build().map_err(std::io::Error::other)?;
-                let found = resolver.lookup_ip(name).await.map_err(std::io::Error::other)?;
+                let unknown = |problem: &dyn std::fmt::Display| {
+                    std::io::Error::other(format!(
+                        "the name {name} has no address in /etc/hosts, nor by /etc/resolv.conf ({problem})"
+                    ))
+                };
+                let resolver = TokioResolver::builder_tokio().map_err(|problem| unknown(&problem))?;
+                let resolver = resolver.build().map_err(|problem| unknown(&problem))?;
+                let found = resolver.lookup_ip(name).await.map_err(|problem| unknown(&problem))?;
                 addresses = found.iter().collect();
             }
             Ok(addresses.into_iter().map(|address| SocketAddr::new(address, 0)).collect::<Vec<_>>().into_iter())

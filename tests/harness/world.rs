@@ -139,6 +139,23 @@ impl World {
         );
     }
 
+    /// A macvlan network with host-local, on an uplink of the node's own.
+    pub fn macvlan(&self, name: &str, subnet: &str) {
+        self.plugins("reference", &["macvlan", "host-local"]);
+        if !Path::new("/sys/class/net/uplink").exists() {
+            ip("link add uplink type veth peer name wire");
+            ip("link set uplink up");
+            ip("link set wire up");
+        }
+        self.definition(
+            name,
+            &json!({
+                "cniVersion": "1.0.0", "type": "macvlan", "master": "uplink",
+                "ipam": {"type": "host-local", "subnet": subnet}
+            }),
+        );
+    }
+
     /// A definition in "default" whose devices come from a resource.
     pub fn definition_with_resource(&self, name: &str, resource: &str, config: &Value) {
         self.manifest(

@@ -4,7 +4,7 @@ use std::fs;
 
 use serde_json::{Value, json};
 
-use crate::harness::{Interface, Recorder, World, at, ip};
+use crate::harness::{Interface, Recorder, World, at, names};
 
 fn two_call_world() -> (World, Recorder, Value, Value) {
     let world = World::new();
@@ -92,8 +92,12 @@ fn gc_leaves_secondaries_of_a_live_pod_alone_and_undoes_a_dead_one_whole() {
     gc["cni.dev/valid-attachments"] = json!([]);
     world.call("GC", "", "", &gc).ok();
     assert_eq!(world.records("live"), Vec::<String>::new());
+    let confs = || names("/var/lib/cni/meta-cni/confs");
+    assert_eq!(confs().len(), 1, "the configuration of the other call is kept");
+    fs::write("/var/lib/cni/meta-cni/confs/.tmp-of-a-killed-writer", "").unwrap();
     gc["name"] = json!("meta-second");
     world.call("GC", "", "", &gc).ok();
+    assert_eq!(confs(), Vec::<String>::new(), "a configuration that no record names is dropped");
     world.assert_clean();
 }
 
@@ -118,16 +122,7 @@ fn leftovers_of_an_earlier_boot_are_undone() {
 fn the_default_route_goes_where_the_pod_wants_it() {
     let world = World::new();
     let conf = world.conf(&world.bridge_primary());
-    world.plugins("reference", &["macvlan"]);
-    ip("link add uplink type veth peer name wire");
-    ip("link set uplink up");
-    world.definition(
-        "net-a",
-        &json!({
-            "cniVersion": "1.0.0", "type": "macvlan", "master": "uplink",
-            "ipam": {"type": "host-local", "subnet": "10.10.1.0/24"}
-        }),
-    );
+    world.macvlan("net-a", "10.10.1.0/24");
     world.pod("p", r#"[{"name":"net-a","default-route":["10.10.1.254"]}]"#);
     let netns = world.netns();
     let result = world.call("ADD", "c1", &netns, &conf).pod("p").ok();
@@ -148,16 +143,7 @@ fn the_default_route_goes_where_the_pod_wants_it() {
 fn a_default_route_that_leads_nowhere_undoes_the_pod() {
     let world = World::new();
     let conf = world.conf(&world.bridge_primary());
-    world.plugins("reference", &["macvlan"]);
-    ip("link add uplink type veth peer name wire");
-    ip("link set uplink up");
-    world.definition(
-        "net-a",
-        &json!({
-            "cniVersion": "1.0.0", "type": "macvlan", "master": "uplink",
-            "ipam": {"type": "host-local", "subnet": "10.10.1.0/24"}
-        }),
-    );
+    world.macvlan("net-a", "10.10.1.0/24");
     world.pod("p", r#"[{"name":"net-a","default-route":["192.0.2.1"]}]"#);
     let netns = world.netns();
     let text = world.call("ADD", "c1", &netns, &conf).pod("p").fails(101);

@@ -4,22 +4,13 @@ use std::fs;
 
 use serde_json::{Value, json};
 
-use crate::harness::{Interface, Recorder, World, ip};
+use crate::harness::{Interface, Recorder, World};
 
 /// A pod with the bridge as primary and a macvlan network, attached.
 fn attached() -> (World, Value, String) {
     let world = World::new();
     let conf = world.conf(&world.bridge_primary());
-    world.plugins("reference", &["macvlan"]);
-    ip("link add uplink type veth peer name wire");
-    ip("link set uplink up");
-    world.definition(
-        "net-a",
-        &json!({
-            "cniVersion": "1.0.0", "type": "macvlan", "master": "uplink",
-            "ipam": {"type": "host-local", "subnet": "10.10.1.0/24"}
-        }),
-    );
+    world.macvlan("net-a", "10.10.1.0/24");
     world.pod("p", "net-a");
     let netns = world.netns();
     world.call("ADD", "c1", &netns, &conf).pod("p").ok();

@@ -37,18 +37,8 @@ fn a_pod_without_annotation_gets_flannel_alone_and_leaves_nothing() {
 fn flannel_with_two_macvlan_networks() {
     let world = World::new();
     let conf = world.conf(&world.flannel_primary());
-    crate::harness::ip("link add uplink type veth peer name wire");
-    crate::harness::ip("link set uplink up");
-    crate::harness::ip("link set wire up");
-    for (name, subnet) in [("net-a", "10.10.1.0/24"), ("net-b", "10.10.2.0/24")] {
-        world.definition(
-            name,
-            &json!({
-                "cniVersion": "1.0.0", "type": "macvlan", "master": "uplink",
-                "ipam": {"type": "host-local", "subnet": subnet}
-            }),
-        );
-    }
+    world.macvlan("net-a", "10.10.1.0/24");
+    world.macvlan("net-b", "10.10.2.0/24");
     let mut pods = Vec::new();
     for name in ["one", "two"] {
         world.pod(name, "net-a,net-b@data0");

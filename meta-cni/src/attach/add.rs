@@ -91,6 +91,7 @@ impl Engine {
     async fn attach_all(&self, request: &Request, netns: &Netns, made: &mut Vec<Made>) -> Result<Value, Error> {
         let call = self.call()?;
         for (position, attachment) in request.attachments.iter().enumerate() {
+            let held = self.records.hold_confs(false)?;
             let conf_hash = self.records.keep_conf(&attachment.list)?;
             let mut record = new_record(&call, position, attachment, conf_hash);
             record.pod.clone_from(&request.pod);
@@ -98,6 +99,10 @@ impl Engine {
             record.netns.clone_from(&self.invocation.netns);
             record.netns_id = Some(netns.id().clone());
             record.worker = this_process();
+            // A plugin that is executed keeps state elsewhere, which survives a power cut: so must our knowledge of it.
+            let executes = !attachment.is_builtin(&self.settings) || attachment.list.plugins.len() > 1;
+            self.records.write(&record, executes)?;
+            drop(held);
             made.push(Made { record, result: CniResult::default() });
             if let Some(last) = made.last_mut() {
                 self.attach(attachment, netns, last).await.map_err(|error| error.of_network(attachment.title()))?;
@@ -118,7 +123,6 @@ impl Engine {
     async fn attach(&self, attachment: &Attachment, netns: &Netns, made: &mut Made) -> Result<(), Error> {
         let list = attachment.additions.apply(attachment.list.clone())?;
         let builtin = attachment.is_builtin(&self.settings);
-        self.records.write(&made.record, !builtin || list.plugins.len() > 1)?;
         let record = &mut made.record;
         let (from, previous) = if builtin {
             let result = self.add_builtin(record, &list, netns).await?;

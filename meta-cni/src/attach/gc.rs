@@ -49,10 +49,7 @@ impl Engine {
             }
         }
         errors.extend(self.gc_of_plugins(&listed, &survivors).await);
-        let used: BTreeSet<String> = survivors.iter().map(|record| record.conf_hash.clone()).collect();
-        if errors.is_empty() {
-            self.records.forget_confs(&used)?;
-        }
+        errors.extend(self.records.forget_unused_confs().err());
         Error::join(errors).map_or(Ok(()), Err)
     }
 

@@ -1,6 +1,7 @@
 //! The journal: what was about to be done, and what was done, for every attachment on the node.
 
 use std::{
+    collections::BTreeSet,
     fs,
     net::IpAddr,
     path::{Path, PathBuf},
@@ -318,12 +319,34 @@ impl Records {
         PluginList::from_object(Object::parse(&path.display().to_string(), text.as_bytes())?, None)
     }
 
-    /// Removes the configurations that no record names.
+    /// Holds the configurations in place until the returned file is dropped: shared by those who are about to name one in
+    /// a record, alone by who removes the ones that no record names.
     ///
     /// # Errors
     /// [`Error::Io`].
-    pub fn forget_confs(&self, used: &std::collections::BTreeSet<String>) -> Result<(), Error> {
-        for name in names_in(&self.confs)?.iter().filter(|name| !name.starts_with('.') && !used.contains(*name)) {
+    pub fn hold_confs(&self, alone: bool) -> Result<fs::File, Error> {
+        let failed = |source| Error::io("lock", self.confs.display(), source);
+        let directory = fs::File::open(&self.confs).map_err(failed)?;
+        if alone { directory.lock() } else { directory.lock_shared() }.map_err(failed)?;
+        Ok(directory)
+    }
+
+    /// Removes the configurations that no record names. With a torn record there is no telling which these are.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn forget_unused_confs(&self) -> Result<(), Error> {
+        let _alone = self.hold_confs(true)?;
+        let mut used = BTreeSet::new();
+        for container in self.containers()? {
+            for entry in self.of_container(&container)? {
+                match entry {
+                    Entry::Good(record) => drop(used.insert(record.conf_hash)),
+                    Entry::Torn { .. } => return Ok(()),
+                }
+            }
+        }
+        for name in names_in(&self.confs)?.iter().filter(|name| !used.contains(*name)) {
             files::remove(&self.confs.join(name))?;
         }
         Ok(())

@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    net::UdpSocket,
     os::unix::fs::PermissionsExt as _,
     path::Path,
     time::{Duration, Instant},
@@ -100,6 +101,55 @@ fn a_server_is_found_by_its_name_in_the_hosts_file() {
         assert!(text.contains("certificate"), "{text}");
     }));
     umount2("/etc/hosts", MntFlags::MNT_DETACH).unwrap();
+    if let Err(panic) = outcome {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+/// A name server that knows one name, which is 127.0.0.1: answers A with it, anything else with nothing. Runs until its
+/// socket has been idle for a while.
+fn name_server(name: &'static str) -> std::thread::JoinHandle<usize> {
+    let socket = UdpSocket::bind("127.0.0.1:53").expect("port 53 of the test's own namespace");
+    socket.set_read_timeout(Some(Duration::from_secs(8))).unwrap();
+    std::thread::spawn(move || {
+        let mut answered = 0;
+        let mut query = [0; 512];
+        while let Ok((length, client)) = socket.recv_from(&mut query) {
+            let question_end = 12 + query[12..length].iter().position(|byte| *byte == 0).unwrap() + 5;
+            let asks_for_a = query[question_end - 4..question_end - 2] == [0, 1];
+            let mut labels = Vec::new();
+            for label in name.split('.') {
+                labels.push(u8::try_from(label.len()).unwrap());
+                labels.extend(label.bytes());
+            }
+            let known = query[12..].to_ascii_lowercase().starts_with(&labels);
+            // RFC 1035 4.1.1: id, "answer, recursion available" and the code, one question, perhaps one answer.
+            let mut answer = query[..2].to_vec();
+            answer.extend([0x81, if known { 0x80 } else { 0x83 }, 0, 1, 0, u8::from(known && asks_for_a), 0, 0, 0, 0]);
+            answer.extend(&query[12..question_end]);
+            if known && asks_for_a {
+                answer.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 127, 0, 0, 1]);
+                answered += 1;
+            }
+            socket.send_to(&answer, client).unwrap();
+        }
+        answered
+    })
+}
+
+#[test]
+fn a_server_is_found_by_its_name_in_the_dns() {
+    let scene = Scene::new("by-dns", 27);
+    fs::write("/run/test/resolv.conf", "nameserver 127.0.0.1\n").unwrap();
+    let none: Option<&str> = None;
+    mount(Some("/run/test/resolv.conf"), "/etc/resolv.conf", none, MsFlags::MS_BIND, none).unwrap();
+    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        let server = name_server("api.bed.test");
+        let user = json!({"token": Bed::token()});
+        scene.works(&Bed::kubeconfig("by-dns", &Bed::server().replace("127.0.0.1", "api.bed.test"), &user));
+        assert!(server.join().unwrap() > 0, "the name server was not asked");
+    }));
+    umount2("/etc/resolv.conf", MntFlags::MNT_DETACH).unwrap();
     if let Err(panic) = outcome {
         std::panic::resume_unwind(panic);
     }

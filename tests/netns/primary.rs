@@ -107,3 +107,19 @@ fn without_subnet_env_add_waits_and_says_what_is_missing() {
     world.call("DEL", "c1", &netns, &conf).pod("p").ok();
     world.assert_clean();
 }
+
+#[test]
+fn the_plugins_that_debian_ships_do_as_well() {
+    let world = World::new();
+    let conf = world.conf(&world.bridge_primary());
+    world.macvlan("net-a", "10.10.1.0/24");
+    world.plugins("debian", &["bridge", "macvlan", "host-local"]);
+    world.pod("p", "net-a");
+    let netns = world.netns();
+    let result = world.call("ADD", "c1", &netns, &conf).pod("p").ok();
+    assert_eq!(at(&result, "/ips/0/address"), &json!(Interface::find(&netns, "eth0").expect("eth0").addresses()[0]));
+    assert_eq!(world.status("p").expect("status")[1]["mac"], Interface::find(&netns, "net1").expect("net1").mac());
+    world.call("CHECK", "c1", &netns, &conf).pod("p").ok();
+    world.call("DEL", "c1", &netns, &conf).pod("p").ok();
+    world.assert_clean();
+}

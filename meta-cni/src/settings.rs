@@ -9,7 +9,7 @@ use std::{
 use crate::cni::{Error, Object};
 
 /// The keys of every network configuration, which we pass over or the protocol reads.
-const CNI_KEYS: [&str; 13] = [
+pub const CNI_KEYS: [&str; 13] = [
     "cniVersion",
     "cniVersions",
     "name",

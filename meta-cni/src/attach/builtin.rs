@@ -15,29 +15,13 @@ use super::{
 use crate::{
     cni::{CniArgs, CniResult, Command, Error, Interface, Object, PluginList, chain},
     network::Attachment,
-    settings::judge,
+    settings::{CNI_KEYS, judge},
 };
 
 /// How long another verb's work on the same VF, or on the same pool, is waited for.
 pub(super) const LOCK_PATIENCE: Duration = Duration::from_secs(20);
-/// Keys of a `sriov` configuration that are read elsewhere, or are sriov-cni's own and mean nothing here.
-const OTHER_KEYS: [&str; 15] = [
-    "cniVersion",
-    "cniVersions",
-    "name",
-    "type",
-    "capabilities",
-    "runtimeConfig",
-    "prevResult",
-    "ipam",
-    "dns",
-    "args",
-    "disableCheck",
-    "disableGC",
-    "pciBusID",
-    "logLevel",
-    "logFile",
-];
+/// Keys of a `sriov` configuration beside those of every network: of the device, and sriov-cni's that mean nothing here.
+const OTHER_KEYS: [&str; 3] = ["pciBusID", "logLevel", "logFile"];
 
 /// A `sriov` configuration, understood.
 struct BuiltinVf {
@@ -81,7 +65,7 @@ impl Engine {
     /// Refuses what can be known to fail, and names the VF.
     pub(super) fn judge_builtin(&self, attachment: &Attachment, list: &PluginList) -> Result<String, Error> {
         let Some(plugin) = list.plugins.first() else { return Err(Error::Config("no plugin".to_owned())) };
-        let known: Vec<&str> = RawVf::known_keys().iter().chain(&OTHER_KEYS).copied().collect();
+        let known: Vec<&str> = RawVf::known_keys().iter().chain(&CNI_KEYS).chain(&OTHER_KEYS).copied().collect();
         let unknown: Vec<&str> =
             plugin.object.keys().filter(|key| !known.iter().any(|name| name.eq_ignore_ascii_case(key))).collect();
         let strict = self.invocation.conf.switch("strict")?;

@@ -5,7 +5,6 @@ pub mod record;
 
 mod add;
 mod builtin;
-mod builtin_ipam;
 mod check;
 mod del;
 mod gc;

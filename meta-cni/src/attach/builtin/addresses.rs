@@ -3,12 +3,12 @@
 use ipam::{Pool, Prior, RawIpam, RawRange, Request, StaticAddresses, StaticRequest, requested_addresses};
 use serde_json::{Map, Value};
 
-use super::{
-    Engine,
-    builtin::LOCK_PATIENCE,
-    record::{PoolAddresses, Record},
-};
+use super::LOCK_PATIENCE;
 use crate::{
+    attach::{
+        Engine,
+        record::{PoolAddresses, Record},
+    },
     cni::{CniArgs, CniResult, Dns, Error, Ip, Object, PluginList, Route, SpecVersion},
     settings::judge,
 };

@@ -1,0 +1,115 @@
+//! ADD of a VF with its addresses.
+
+use std::net::IpAddr;
+
+use sandbox::{Dad, IfName, Netns, NewAddress, RouteSpec, Rtnl, configure, read_back};
+use sriov::{Owner, Standing, attach, find, restore};
+
+use super::{
+    BuiltinVf, LOCK_PATIENCE,
+    addresses::{Addresses, BuiltinIpam},
+    check::compare,
+    lease_key, sysfs,
+};
+use crate::{
+    attach::{Engine, record::Record},
+    cni::{CniResult, Error, Interface, PluginList, chain},
+};
+
+impl Engine {
+    /// Attaches the VF and gives it its addresses; the record says what is about to be done before it is.
+    pub(in crate::attach) async fn add_builtin(
+        &self,
+        record: &mut Record,
+        list: &PluginList,
+        netns: &Netns,
+    ) -> Result<CniResult, Error> {
+        let Some(plugin) = list.plugins.first() else { return Err(Error::Config("no plugin".to_owned())) };
+        let runtime_config = record.runtime_object();
+        let vf = BuiltinVf::read(&plugin.object, &runtime_config, &record.args, &record.network)?;
+        let ipam = self.ipam(list, &runtime_config, &record.args, &record.network)?;
+        let name = IfName::try_from(record.interface.as_str())?;
+        let (host, pod) = (Rtnl::open(&Netns::current()?)?, Rtnl::open(netns)?);
+
+        let leases = self.leases();
+        let lock = leases.lock(vf.pci, LOCK_PATIENCE).await?;
+        let mut owner = Owner {
+            call: lease_key(&record.call, &record.interface),
+            pod_uid: record.pod.as_ref().map(|pod| pod.uid.clone()).unwrap_or_default(),
+            netns: netns.id().clone(),
+            boot_id: self.boot_id.clone(),
+            original: None,
+        };
+        if let Standing::Abandoned(Some(former)) = leases.acquire(&lock, &owner)? {
+            tracing::warn!(vf = %vf.pci, former = former.call, "the VF's former owner is dead: giving the VF back first");
+            if let Some(original) = &former.original {
+                restore(&host, None, original, &sysfs()).await?;
+            }
+        }
+        let original = find(&sysfs(), &host, vf.pci, &vf.wanted).await?;
+        owner.original = Some(Box::new(original.clone()));
+        leases.take(&lock, &owner)?;
+        record.vf = Some(original.clone());
+        self.records.write(record, false)?;
+
+        // A pool that has no address left is found out before the VF is touched.
+        let reserved = self.reserve(&ipam, record)?;
+        let attached = attach(&host, &pod, &original, &vf.wanted, &name).await?;
+        let addresses = match (&ipam, reserved) {
+            (BuiltinIpam::Executed(kind), _) => self.execute_ipam(kind, record, list).await?,
+            (_, reserved) => reserved,
+        };
+        let mut result = addresses.into_result();
+        result.interfaces = vec![Interface {
+            name: record.interface.clone(),
+            mac: attached.mac.to_string(),
+            mtu: Some(attached.mtu),
+            sandbox: record.netns.clone(),
+            pci_id: vf.pci.to_string(),
+            ..Interface::default()
+        }];
+        result.ips.iter_mut().for_each(|ip| ip.interface = Some(0));
+        set_addresses(&pod, &attached.link, &result).await?;
+        compare(&read_back(&pod, &name).await?, &result)?;
+        Ok(result)
+    }
+
+    /// Runs an IPAM plugin that is not built in.
+    async fn execute_ipam(&self, kind: &str, record: &mut Record, list: &PluginList) -> Result<Addresses, Error> {
+        record.executed_ipam = Some(kind.to_owned());
+        // Its state elsewhere survives a power cut, so must our knowledge of it.
+        self.records.write(record, true)?;
+        let scene = self.scene(record, &record.netns.clone());
+        let Some(plugin) = list.plugins.first() else { return Err(Error::Config("no plugin".to_owned())) };
+        let result = chain::ipam_add(list, plugin, kind, &scene, &mut |group| {
+            record.plugin = group;
+            self.records.write(record, false)
+        })
+        .await?;
+        record.plugin = None;
+        if result.ips.is_empty() {
+            return Err(Error::DelegateBroken(format!("IPAM plugin {kind} returned missing IP config")));
+        }
+        Ok(Addresses { ips: result.ips, routes: result.routes, dns: result.dns })
+    }
+}
+
+async fn set_addresses(pod: &Rtnl, link: &sandbox::Link, result: &CniResult) -> Result<(), Error> {
+    // An address from an allocator is nobody else's: duplicate detection would only delay it.
+    let addresses: Vec<NewAddress> =
+        result.ips.iter().map(|ip| NewAddress { net: ip.address, dad: Dad::Skip }).collect();
+    let gateways: Vec<IpAddr> = result.ips.iter().filter_map(|ip| ip.gateway).collect();
+    let routes: Vec<RouteSpec> = result
+        .routes
+        .iter()
+        .map(|route| RouteSpec {
+            mtu: route.mtu,
+            advmss: route.advmss,
+            priority: route.priority,
+            table: route.table,
+            scope: route.scope,
+            ..RouteSpec::new(route.dst, route.gw)
+        })
+        .collect();
+    Ok(configure(pod, link, &addresses, &gateways, &routes).await?)
+}

@@ -10,5 +10,6 @@ mod addresses;
 mod attributes;
 mod deletion;
 mod node;
+mod ownership;
 mod pods;
 mod refusals;

@@ -12,18 +12,18 @@ const WAS: &str = "; was ";
 /// IFALIASZ of linux/if.h, less the final zero.
 const LIMIT: usize = 255;
 
-/// The alias for a VF that `owner` is about to get: `meta-cni: OWNER; was NAME MAC mtu MTU`, with ` up` if it was, and
-/// ` pf MAC` if its PF showed another address for it. An owner that does not fit is cut, the state never.
-pub fn owner_alias(owner: &str, original: &Original) -> String {
-    let mut state = format!("{WAS}{} {} mtu {}", original.name, original.mac, original.mtu);
+/// The alias for a VF that is about to go to a pod: `meta-cni: POD PLACE; was NAME MAC mtu MTU`, with ` up` if it was,
+/// and ` pf MAC` if its PF showed another address for it. A name of a pod that does not fit is cut, nothing else is.
+pub fn owner_alias(pod: &str, place: &str, original: &Original) -> String {
+    let mut rest = format!(" {place}{WAS}{} {} mtu {}", original.name, original.mac, original.mtu);
     if original.up {
-        state.push_str(" up");
+        rest.push_str(" up");
     }
     if let Some(at_pf) = original.report.as_ref().and_then(|report| report.mac).filter(|mac| *mac != original.mac) {
-        state.push_str(&format!(" pf {at_pf}"));
+        rest.push_str(&format!(" pf {at_pf}"));
     }
-    let room = LIMIT.saturating_sub(MARK.len() + state.len());
-    format!("{MARK}{}{state}", &owner[..owner.floor_char_boundary(room)])
+    let room = LIMIT.saturating_sub(MARK.len() + rest.len());
+    format!("{MARK}{}{rest}", &pod[..pod.floor_char_boundary(room)])
 }
 
 /// Whether an alias is one of ours. In the host it means that the VF was lost by its pod and never given back.

@@ -121,6 +121,35 @@ fn a_late_del_leaves_the_new_owner_and_its_traffic_alone() {
     node.assert_as_before();
 }
 
+/// Without a lease only what still is as the attachment left it is its own.
+#[test]
+fn a_late_del_without_a_lease_takes_back_only_what_nobody_had_since() {
+    let node = node();
+    let vf = &node.a[5];
+    let lease = format!("{STATE}/vfs/{}.json", vf.pci);
+    for killed in [false, true] {
+        let a = attached(&node, "a", "net-a", vf);
+        fs::remove_file(&lease).unwrap();
+        if killed {
+            node.world.delete_netns(&a);
+            assert!(eventually(|| names(format!("/sys/bus/pci/devices/{}/net", vf.pci)) == ["net1"]));
+        }
+        node.del("a", &a);
+        node.assert_as_before();
+    }
+    let a = attached(&node, "a", "net-a", vf);
+    node.world.delete_netns(&a);
+    let b = given_to_b(&node, vf);
+    node.add("b", &b);
+    node.del("b", &b);
+    // Nobody's now, and somebody else sets it up.
+    ip(&format!("link set {} vf {} vlan 77", vf.pf, vf.number));
+    node.del("a", "");
+    assert_eq!(vf.row()["vlan_list"][0]["vlan"], 77);
+    ip(&format!("link set {} vf {} vlan 0", vf.pf, vf.number));
+    node.assert_as_before();
+}
+
 #[test]
 fn del_and_add_of_two_pods_at_the_same_moment() {
     let node = node();

@@ -3,9 +3,7 @@
 use sandbox::{IfName, Netns, ReadBack, Rtnl, read_back};
 
 use super::{
-    Engine,
-    lock::SandboxLock,
-    open_netns,
+    Engine, open_netns,
     record::{Entry, Record},
 };
 use crate::cni::{CniResult, Error, chain};
@@ -15,12 +13,12 @@ impl Engine {
     ///
     /// # Errors
     /// All differences, each with its network.
-    pub async fn check(&self) -> Result<(), Error> {
+    pub async fn check(&mut self) -> Result<(), Error> {
         let netns = open_netns(&self.invocation.netns)?
             .ok_or_else(|| Error::Netns(format!("CNI_NETNS {} is no network namespace", self.invocation.netns)))?;
         self.layout.create()?;
         let call = self.call()?;
-        let lock = SandboxLock::take(&self.layout.locks(), &call.container, &self.records, self.deadline).await?;
+        self.lock(&call.container).await?;
         let mut errors = Vec::new();
         let mut found = false;
         for entry in self.records.of_container(&call.container)?.into_iter().filter(|entry| *entry.call() == call) {
@@ -36,7 +34,7 @@ impl Engine {
         if !found {
             // Nobody will DEL what was never added: the lock's file must not stay.
             if self.records.of_container(&call.container)?.is_empty() {
-                lock.remove(&self.records, &call.container);
+                self.remove_lock(&call.container);
             }
             return Err(Error::Mismatch(format!(
                 "container {} has no attachment of network {} recorded for {}",
@@ -56,7 +54,7 @@ impl Engine {
         if builtin {
             self.check_builtin(record, &list, netns).await?;
         }
-        chain::check(&list, usize::from(builtin), &record.result, &scene, &mut |_| Ok(())).await
+        chain::check(&list, usize::from(builtin), &record.result, &scene).await
     }
 }
 

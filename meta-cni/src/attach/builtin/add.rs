@@ -9,7 +9,7 @@ use super::{
     BuiltinVf, LOCK_PATIENCE,
     addresses::{Addresses, BuiltinIpam},
     check::compare,
-    lease_key, sysfs,
+    lease_key, sysfs, vf_alias,
 };
 use crate::{
     attach::{Engine, record::Record},
@@ -54,7 +54,7 @@ impl Engine {
         // A pool that has no address left is found out before the VF is touched.
         let reserved = self.reserve(&ipam, record)?;
         let attached = attach(&host, &pod, &original, &vf.wanted, &name).await?;
-        let alias = sriov::owner_alias(&owner_text(record), &original);
+        let alias = vf_alias(record, &original);
         pod.change(attached.link.index, &[sandbox::LinkChange::Alias(alias)]).await?;
         let addresses = match (&ipam, reserved) {
             (BuiltinIpam::Executed(kind), _) => self.execute_ipam(kind, record, list).await?,
@@ -82,25 +82,11 @@ impl Engine {
         self.records.write(record, true)?;
         let scene = self.scene(record, &record.netns.clone());
         let Some(plugin) = list.plugins.first() else { return Err(Error::Config("no plugin".to_owned())) };
-        let result = chain::ipam_add(list, plugin, kind, &scene, &mut |group| {
-            record.plugin = group;
-            self.records.write(record, false)
-        })
-        .await?;
-        record.plugin = None;
+        let result = chain::ipam_add(list, plugin, kind, &scene).await?;
         if result.ips.is_empty() {
             return Err(Error::DelegateBroken(format!("IPAM plugin {kind} returned missing IP config")));
         }
         Ok(Addresses { ips: result.ips, routes: result.routes, dns: result.dns })
-    }
-}
-
-/// Whom the alias of a VF names.
-fn owner_text(record: &Record) -> String {
-    let place = format!("{} of container {}", record.interface, record.call.container);
-    match &record.pod {
-        Some(pod) => format!("{}/{} {place}", pod.namespace, pod.name),
-        None => place,
     }
 }
 

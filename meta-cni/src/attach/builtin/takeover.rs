@@ -64,11 +64,11 @@ impl Engine {
             return Ok(false);
         }
         let (socket, checkpoint) = (Path::new(kubelet::SOCKET), Path::new(kubelet::CHECKPOINT));
-        let others = kubelet::other_holders(device, pod, socket, checkpoint, self.deadline).await?;
-        if !others.is_empty() {
-            tracing::warn!(vf = %pci, ?others, "kubelet gives the VF to several pods: its owner keeps it");
+        let holders = kubelet::holders(device, pod, socket, checkpoint, self.deadline).await?;
+        if holders.this && !holders.others.is_empty() {
+            tracing::warn!(vf = %pci, others = ?holders.others, "kubelet gives the VF to several pods: its owner keeps it");
         }
-        Ok(others.is_empty())
+        Ok(holders.this && holders.others.is_empty())
     }
 
     /// The owner of a VF whose lease was torn, by the record of another attachment of this boot.

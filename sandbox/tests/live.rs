@@ -166,12 +166,18 @@ fn a_link_moves_and_is_renamed_in_one_message() {
         let (host, pod) = (Rtnl::open(&host_ns).unwrap(), Rtnl::open(&pod_ns).unwrap());
         let v0 = host.by_name("v0").await.unwrap().unwrap();
         host.subscribe().await.unwrap();
-        host.move_to(v0.index, &pod, &name("net1")).await.unwrap();
+        let changes = [LinkChange::Mtu(1400), LinkChange::Alias("default/p".into())];
+        host.move_with(v0.index, &pod, &name("net1"), &changes).await.unwrap();
         assert!(host.link_event(Duration::from_secs(5)).await.unwrap(), "the host saw it leave");
         assert_eq!(host.by_name("v0").await.unwrap(), None);
         let net1 = pod.by_name("net1").await.unwrap().unwrap();
-        assert_eq!(net1.mac, v0.mac);
-        assert_eq!(ip_in(&pod_ns, "link show net1")[0]["address"], v0.mac.unwrap().to_string());
+        assert_eq!((net1.mac, net1.mtu, net1.alias.as_deref(), net1.up), (v0.mac, 1400, Some("default/p"), false));
+        pod.change_named(&name("net1"), &[LinkChange::Up(true)]).await.unwrap();
+        let shown = ip_in(&pod_ns, "link show net1");
+        assert_eq!(shown[0]["address"], v0.mac.unwrap().to_string());
+        assert_eq!((&shown[0]["flags"][0], &shown[0]["ifname"]), (&"NO-CARRIER".into(), &"net1".into()));
+        let error = pod.change_named(&name("net9"), &[LinkChange::Up(true)]).await.unwrap_err();
+        assert_eq!(error.errno(), Some(Errno::ENODEV as i32));
         pod.move_to(net1.index, &host, &name("v0")).await.unwrap();
         assert_eq!(host.by_name("v0").await.unwrap().unwrap().mac, v0.mac);
         // The move that fails half way: it went over, but the name was taken.
@@ -181,6 +187,13 @@ fn a_link_moves_and_is_renamed_in_one_message() {
         assert_eq!(error.errno(), Some(Errno::EEXIST as i32));
         assert_eq!(host.by_name("v0").await.unwrap(), None);
         assert_eq!(pod.by_name("v0").await.unwrap().unwrap().mac, v0.mac);
+        // Or at the MTU, which comes before the name.
+        pod.move_to(v0.index, &host, &name("v0")).await.unwrap();
+        let too_much = [LinkChange::Mtu(1_000_000), LinkChange::Alias("other".into())];
+        let error = host.move_with(v0.index, &pod, &name("net2"), &too_much).await.unwrap_err();
+        assert_eq!(error.errno(), Some(Errno::EINVAL as i32));
+        let left = pod.by_name("v0").await.unwrap().unwrap();
+        assert_eq!((left.mtu, left.alias.as_deref()), (1400, Some("default/p")));
     });
 }
 

@@ -110,17 +110,19 @@ impl Links for Rtnl {
         self.set(encode::vf_settings(pf, vf, settings), &step, &format!("VF {vf} of link {pf}")).await
     }
 
-    async fn move_to(&self, index: u32, target: &Self, name: &IfName) -> Result<(), Error> {
-        let message =
-            LinkUnspec::new_with_index(index).setns_by_fd(target.netns.as_raw_fd()).name(name.as_str()).build();
-        let step = format!("move to {} as {name}", target.netns.path().display());
+    async fn move_with(&self, index: u32, target: &Self, name: &IfName, changes: &[LinkChange]) -> Result<(), Error> {
+        let message = encode::moving(index, target.netns.as_raw_fd(), name.as_str(), changes);
+        let what: String = changes.iter().flat_map(|change| [", ", change.what()]).collect();
+        let step = format!("move to {} as {name}{what}", target.netns.path().display());
         self.set(message, &step, &format!("link {index}")).await
     }
 
     async fn change(&self, index: u32, changes: &[LinkChange]) -> Result<(), Error> {
-        let what: Vec<&str> = changes.iter().map(LinkChange::what).collect();
-        self.set(encode::link_changes(index, changes), &format!("set {}", what.join(", ")), &format!("link {index}"))
-            .await
+        self.set(encode::link_changes(index, changes), &what_is_set(changes), &format!("link {index}")).await
+    }
+
+    async fn change_named(&self, name: &IfName, changes: &[LinkChange]) -> Result<(), Error> {
+        self.set(encode::changes_by_name(name.as_str(), changes), &what_is_set(changes), name.as_str()).await
     }
 
     async fn add_altname(&self, index: u32, name: &str) -> Result<(), Error> {
@@ -220,6 +222,11 @@ impl Links for Rtnl {
             Err(_) => Ok(false),
         }
     }
+}
+
+fn what_is_set(changes: &[LinkChange]) -> String {
+    let what: Vec<&str> = changes.iter().map(LinkChange::what).collect();
+    format!("set {}", what.join(", "))
 }
 
 fn describe(route: &Route) -> String {

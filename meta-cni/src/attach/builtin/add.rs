@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use sandbox::{Dad, IfName, Netns, NewAddress, RouteSpec, Rtnl, configure, read_back};
+use sandbox::{Dad, IfName, Netns, NewAddress, RouteSpec, Rtnl, configure, read_back_of};
 use sriov::{Owner, Standing, attach, find, restore};
 
 use super::{
@@ -54,7 +54,7 @@ impl Engine {
 
         // A pool that has no address left is found out before the VF is touched.
         let reserved = self.reserve(&ipam, record)?;
-        let attached = attach(&host, &pod, &original, &vf.wanted, &name).await?;
+        let attached = attach(&host, &pod, &original, &vf.wanted, &name, Some(&alias_of(record))).await?;
         let addresses = match (&ipam, reserved) {
             (BuiltinIpam::Executed(kind), _) => self.execute_ipam(kind, record, list).await?,
             (_, reserved) => reserved,
@@ -70,7 +70,7 @@ impl Engine {
         }];
         result.ips.iter_mut().for_each(|ip| ip.interface = Some(0));
         set_addresses(&pod, &attached.link, &result).await?;
-        compare(&read_back(&pod, &name).await?, &result)?;
+        compare(&read_back_of(&pod, attached.link).await?, &result)?;
         Ok(result)
     }
 
@@ -92,6 +92,17 @@ impl Engine {
         }
         Ok(Addresses { ips: result.ips, routes: result.routes, dns: result.dns })
     }
+}
+
+/// What a VF says of its owner while it is in a pod, for people and for a repair without records.
+fn alias_of(record: &Record) -> String {
+    let Record { interface, call, .. } = record;
+    let pod = record.pod.as_ref().map(|pod| format!("{}/{} {interface} of ", pod.namespace, pod.name));
+    let mut alias = format!("meta-cni: {}container {}", pod.unwrap_or_default(), call.container);
+    // IFALIASZ without the byte at its end.
+    let end = alias.floor_char_boundary(255);
+    alias.truncate(end);
+    alias
 }
 
 async fn set_addresses(pod: &Rtnl, link: &sandbox::Link, result: &CniResult) -> Result<(), Error> {

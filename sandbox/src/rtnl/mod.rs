@@ -25,8 +25,8 @@ use crate::{
     write_sysctls,
 };
 
-/// Link events; what they say is read back anyway.
-type Events = Pin<Box<dyn Stream<Item = ()> + Send>>;
+/// Link events: which link, and whether it has a carrier. What else they say is read back anyway.
+type Events = Pin<Box<dyn Stream<Item = Option<(u32, bool)>> + Send>>;
 
 /// The links of one namespace, through a socket that was opened inside it. The socket belongs to that namespace for
 /// ever, so nothing has to be "entered" afterwards. Needs a tokio runtime with I/O and time, of any flavour.
@@ -55,6 +55,27 @@ impl Rtnl {
     /// The namespace; it knows its cookie.
     pub fn netns(&self) -> &Netns {
         &self.netns
+    }
+
+    /// Waits until an event since the last call of [`Links::link_event`] tells that the link has a carrier.
+    pub(crate) async fn carrier_event(&self, index: u32) -> Result<(), Error> {
+        let mut events = self.events.lock().await;
+        while let Some((stream, _)) = events.as_mut() {
+            match stream.next().await {
+                Some(Some((of, true))) if of == index => return Ok(()),
+                Some(_) => {}
+                None => break,
+            }
+        }
+        Err(self.events_ended())
+    }
+
+    fn events_ended(&self) -> Error {
+        Error::Answer {
+            step: "wait for a link event".to_owned(),
+            object: self.netns.path().display().to_string(),
+            what: "the socket closed".to_owned(),
+        }
     }
 
     async fn link(&self, query: LinkMessage, object: &str) -> Result<Option<Link>, Error> {
@@ -211,14 +232,10 @@ impl Links for Rtnl {
         match tokio::time::timeout(within, stream.next()).await {
             Ok(Some(_)) => {
                 // Several events of one change need only one look at the state.
-                while let Some(Some(())) = stream.next().now_or_never() {}
+                while let Some(Some(_)) = stream.next().now_or_never() {}
                 Ok(true)
             }
-            Ok(None) => Err(Error::Answer {
-                step: "wait for a link event".to_owned(),
-                object: self.netns.path().display().to_string(),
-                what: "the socket closed".to_owned(),
-            }),
+            Ok(None) => Err(self.events_ended()),
             Err(_) => Ok(false),
         }
     }

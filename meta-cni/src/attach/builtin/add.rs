@@ -6,7 +6,7 @@ use sandbox::{Dad, IfName, Netns, NewAddress, RouteSpec, Rtnl, configure, read_b
 use sriov::{Owner, Standing, attach, find, restore};
 
 use super::{
-    BuiltinVf, LOCK_PATIENCE,
+    Announcements, BuiltinVf, LOCK_PATIENCE,
     addresses::{Addresses, BuiltinIpam},
     check::compare,
     lease_key, sysfs,
@@ -23,6 +23,7 @@ impl Engine {
         record: &mut Record,
         list: &PluginList,
         netns: &Netns,
+        announcements: &mut Announcements,
     ) -> Result<CniResult, Error> {
         let Some(plugin) = list.plugins.first() else { return Err(Error::Config("no plugin".to_owned())) };
         let runtime_config = record.runtime_object();
@@ -70,7 +71,9 @@ impl Engine {
         }];
         result.ips.iter_mut().for_each(|ip| ip.interface = Some(0));
         set_addresses(&pod, &attached.link, &result).await?;
-        compare(&read_back_of(&pod, attached.link).await?, &result)?;
+        let found = read_back_of(&pod, attached.link).await?;
+        compare(&found, &result)?;
+        announcements.start(pod, found.link, result.ips.iter().map(|ip| ip.address.addr()).collect());
         Ok(result)
     }
 

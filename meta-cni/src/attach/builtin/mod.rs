@@ -3,6 +3,7 @@
 
 mod add;
 mod addresses;
+mod announce;
 mod check;
 mod undo;
 
@@ -17,6 +18,7 @@ use crate::{
     settings::{CNI_KEYS, judge},
 };
 use addresses::BuiltinIpam;
+pub(super) use announce::Announcements;
 
 /// How long another verb's work on the same VF, or on the same pool, is waited for.
 pub(super) const LOCK_PATIENCE: Duration = Duration::from_secs(20);

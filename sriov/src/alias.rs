@@ -15,15 +15,18 @@ const LIMIT: usize = 255;
 /// The alias for a VF that is about to go to a pod: `meta-cni: POD PLACE; was NAME MAC mtu MTU`, with ` up` if it was,
 /// and ` pf MAC` if its PF showed another address for it. A name of a pod that does not fit is cut, nothing else is.
 pub fn owner_alias(pod: &str, place: &str, original: &Original) -> String {
-    let mut rest = format!(" {place}{WAS}{} {} mtu {}", original.name, original.mac, original.mtu);
+    let mut rest = format!("{place}{WAS}{} {} mtu {}", original.name, original.mac, original.mtu);
     if original.up {
         rest.push_str(" up");
     }
     if let Some(at_pf) = original.report.as_ref().and_then(|report| report.mac).filter(|mac| *mac != original.mac) {
         rest.push_str(&format!(" pf {at_pf}"));
     }
-    let room = LIMIT.saturating_sub(MARK.len() + rest.len());
-    format!("{MARK}{}{rest}", &pod[..pod.floor_char_boundary(room)])
+    if pod.is_empty() {
+        return format!("{MARK}{rest}");
+    }
+    let room = LIMIT.saturating_sub(MARK.len() + 1 + rest.len());
+    format!("{MARK}{} {rest}", &pod[..pod.floor_char_boundary(room)])
 }
 
 /// Whether an alias is one of ours. In the host it means that the VF was lost by its pod and never given back.

@@ -5,13 +5,16 @@
 use std::time::Duration;
 
 use nix::errno::Errno;
-use sandbox::{LinkChange, Links, MacAddr, VfSetting};
+use sandbox::{Link, LinkChange, Links, MacAddr, VfSetting};
 
 use crate::locate::Patience;
 use crate::{Error, Original};
 
 /// How long a VF may be in reset after its PF changed something.
 pub(crate) const READY: Duration = Duration::from_secs(2);
+
+/// What drivers answer while a VF is in reset, or has not heard yet what its PF allows.
+pub(crate) const NOT_READY: [Errno; 3] = [Errno::EAGAIN, Errno::EBUSY, Errno::EADDRNOTAVAIL];
 
 pub(crate) fn is_one_of(error: &sandbox::Error, errnos: &[Errno]) -> bool {
     error.errno().is_some_and(|errno| errnos.iter().any(|one| *one as i32 == errno))
@@ -24,9 +27,18 @@ pub(crate) async fn change_when_ready<L: Links>(
     changes: &[LinkChange],
     not_ready: &[Errno],
 ) -> Result<(), sandbox::Error> {
+    when_ready(links, not_ready, async || links.change(index, changes).await).await
+}
+
+/// Does something, again after each link event for as long as the driver says that it is not ready.
+pub(crate) async fn when_ready<L: Links>(
+    links: &L,
+    not_ready: &[Errno],
+    act: impl AsyncFn() -> Result<(), sandbox::Error>,
+) -> Result<(), sandbox::Error> {
     let mut patience: Option<Patience> = None;
     loop {
-        let error = match links.change(index, changes).await {
+        let error = match act().await {
             Ok(()) => return Ok(()),
             Err(error) if is_one_of(&error, not_ready) => error,
             Err(error) => return Err(error),
@@ -74,15 +86,14 @@ pub(crate) async fn set_own_first<L: Links>(host: &L, original: &Original, mac: 
 pub(crate) async fn ensure_own<L: Links>(
     links: &L,
     original: &Original,
-    index: u32,
+    link: &Link,
     mac: MacAddr,
 ) -> Result<(), Error> {
-    let failed = |source| original.attribute(format!("mac {mac}"), source, None);
-    if links.by_index(index).await.map_err(failed)?.and_then(|link| link.mac) == Some(mac) {
+    if link.mac == Some(mac) {
         return Ok(());
     }
-    let not_ready = [Errno::EAGAIN, Errno::EBUSY, Errno::EADDRNOTAVAIL];
-    change_when_ready(links, index, &[LinkChange::Mac(mac)], &not_ready).await.map_err(failed)
+    let failed = |source| original.attribute(format!("mac {mac}"), source, None);
+    change_when_ready(links, link.index, &[LinkChange::Mac(mac)], &NOT_READY).await.map_err(failed)
 }
 
 /// Puts both sides back. By state: does nothing if nothing differs and nothing was set by us.
@@ -139,8 +150,7 @@ async fn reported<L: Links>(host: &L, original: &Original, pf: u32) -> Result<Op
 }
 
 async fn set_own<L: Links>(host: &L, index: u32, mac: MacAddr) -> Result<(), sandbox::Error> {
-    let not_ready = [Errno::EAGAIN, Errno::EBUSY, Errno::EADDRNOTAVAIL];
-    change_when_ready(host, index, &[LinkChange::Mac(mac)], &not_ready).await
+    change_when_ready(host, index, &[LinkChange::Mac(mac)], &NOT_READY).await
 }
 
 /// Another unicast address, locally administered, that is nobody's.

@@ -103,7 +103,9 @@ fn table(number: usize) -> Value {
 
 async fn give(number: u8, wanted: &Wanted, host: &Rtnl, pod: &Rtnl) -> Original {
     let original = find(&sysfs(), host, vf(number), wanted).await.unwrap();
-    let attached = attach(host, pod, &original, wanted, &net1()).await.unwrap_or_else(|error| panic!("{error}"));
+    let attached = attach(host, pod, &original, wanted, &net1(), Some("default/p"))
+        .await
+        .unwrap_or_else(|error| panic!("{error}"));
     let net = format!("10.77.0.{}/24", number + 1).parse().unwrap();
     configure(pod, &attached.link, &[NewAddress { net, dad: Dad::Skip }], &[] as &[IpAddr], &[]).await.unwrap();
     original
@@ -139,6 +141,7 @@ fn every_attribute_is_in_the_pfs_own_report_and_is_back_afterwards() {
         assert_eq!((&row["spoofchk"], &row["trust"]), (&Value::Bool(false), &Value::Bool(true)), "{row}");
         let shown: Value = serde_json::from_str(&ok("ip -n pod1 -j -d link show net1")).unwrap();
         assert_eq!((&shown[0]["address"], &shown[0]["mtu"]), (&"02:00:00:00:00:42".into(), &9000.into()));
+        assert_eq!(shown[0]["ifalias"], "default/p");
         assert_eq!(shown[0]["parentdev"], vf(1).to_string());
         restore(&host, Some(&pod), &original, &sysfs()).await.unwrap();
         assert_same(&before);
@@ -176,7 +179,7 @@ fn what_igb_cannot_do_is_named_and_leaves_nothing_behind() {
         ];
         for (wanted, text) in cases {
             let original = find(&sysfs(), &host, vf(2), &wanted).await.unwrap();
-            let error = attach(&host, &pod, &original, &wanted, &net1()).await.unwrap_err();
+            let error = attach(&host, &pod, &original, &wanted, &net1(), None).await.unwrap_err();
             assert!(matches!(error, Error::Attribute { .. }), "{error:?}");
             assert!(error.to_string().starts_with(&text), "{error}");
             restore(&host, Some(&pod), &original, &sysfs()).await.unwrap();

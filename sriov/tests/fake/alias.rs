@@ -1,10 +1,10 @@
 //! A VF of which nothing is known but its alias.
 
 use sandbox::fake::{Driver, HOST};
-use sandbox::{LinkChange, Links, MacAddr, VfSetting, VfVlan};
-use sriov::{Original, Rate, Wanted, is_owner_alias, original_by_alias, owner_alias, restore};
+use sandbox::{Links, MacAddr, VfSetting, VfVlan};
+use sriov::{Original, Rate, Wanted, attach, is_owner_alias, original_by_alias, owner_alias, restore};
 
-use crate::node::{DRIVERS, MAC, Node, POD, much, node, run, vf1};
+use crate::node::{DRIVERS, MAC, Node, POD, much, net1, node, run, vf1};
 
 const POD_NAME: &str = "default/pod-a";
 const PLACE: &str = "net1 of container 0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
@@ -12,9 +12,8 @@ const PLACE: &str = "net1 of container 0123456789abcdef0123456789abcdef012345678
 /// A VF in a pod, with the alias; then its namespace dies.
 async fn lose(node: &Node, wanted: &Wanted) -> Original {
     let original = node.find(wanted).await.unwrap();
-    let link = node.attach(&original, wanted).await.unwrap().link;
     let alias = owner_alias(POD_NAME, PLACE, &original);
-    node.pod.change(link.index, &[LinkChange::Alias(alias)]).await.unwrap();
+    attach(&node.host, &node.pod, &original, wanted, &net1(), Some(&alias)).await.unwrap();
     node.kernel.kill_netns(POD, 0);
     original
 }
@@ -76,10 +75,12 @@ fn an_alias_fits_and_keeps_the_state_whatever_the_owner_is_called() {
         for pod in [POD_NAME.to_owned(), "ü".repeat(200), "n/".to_owned() + &"p".repeat(253)] {
             let alias = owner_alias(&pod, PLACE, &original);
             assert!(alias.len() <= 255, "{} bytes: {alias}", alias.len());
-            let rest = format!(" {PLACE}; was a-long-name-v01 52:54:00:f0:00:01 mtu 1500 up pf 00:00:00:00:00:00");
+            let rest = format!("{PLACE}; was a-long-name-v01 52:54:00:f0:00:01 mtu 1500 up pf 00:00:00:00:00:00");
             let named = alias.strip_prefix("meta-cni: ").unwrap().strip_suffix(&rest).unwrap();
+            let named = named.trim_end();
             assert!(pod.starts_with(named) && (named == pod || alias.len() > 250), "{alias}");
         }
+        assert!(owner_alias("", PLACE, &original).starts_with(&format!("meta-cni: {PLACE}; was a-long-")));
     });
 }
 

@@ -121,16 +121,28 @@ fn a_vf_that_lost_its_driver_is_restored_at_the_pf() {
 }
 
 #[test]
-fn names_that_are_taken_are_reported_before_anything_moves_or_after_all_else_is_back() {
-    run(async {
-        let node = node(Driver::Igb);
-        node.kernel.add_plain(POD, "net1");
-        let before = node.kernel.snapshot();
-        let original = node.find(&much()).await.unwrap();
-        let error = node.attach(&original, &much()).await.unwrap_err();
-        assert!(matches!(&error, Error::NameTaken { name, place: "the pod", .. } if name == "net1"), "{error:?}");
-        assert_eq!(node.kernel.snapshot(), before);
-    });
+fn names_that_are_taken_are_reported_and_all_else_comes_back() {
+    // By the name of another interface, or by an alternative one; then the VF has moved, under its own name. Where that
+    // is taken in the pod too, it has not.
+    for (other, altname, stays) in [("net1", None, false), ("other", Some("net1"), false), ("net1", None, true)] {
+        run(async {
+            let node = node(Driver::Igb);
+            let holder = node.kernel.add_plain(POD, other);
+            node.kernel.tweak(other, |link| link.altnames.extend(altname.map(str::to_owned)));
+            if stays {
+                node.kernel.add_plain(POD, "eth0v1");
+            }
+            let before = node.kernel.snapshot();
+            let original = node.find(&much()).await.unwrap();
+            let error = node.attach(&original, &much()).await.unwrap_err();
+            let Error::NameTaken { name, place: "the pod", other: named, .. } = &error else { panic!("{error:?}") };
+            assert_eq!((name.as_str(), named.clone()), ("net1", format!("{other}, index {holder}")));
+            let place = if stays { HOST } else { POD };
+            assert_eq!(node.kernel.link(place, "eth0v1").unwrap().index, original.index);
+            node.restore(&original).await.unwrap();
+            assert_eq!(node.kernel.snapshot(), before);
+        });
+    }
     run(async {
         let node = node(Driver::Igb);
         let original = node.find(&much()).await.unwrap();

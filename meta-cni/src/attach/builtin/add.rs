@@ -2,11 +2,11 @@
 
 use std::net::IpAddr;
 
-use sandbox::{Dad, IfName, Links, Netns, NewAddress, RouteSpec, Rtnl, configure, read_back};
+use sandbox::{Dad, IfName, Netns, NewAddress, RouteSpec, Rtnl, configure, read_back_of};
 use sriov::{Owner, attach, find, is_owner_alias};
 
 use super::{
-    BuiltinVf, LOCK_PATIENCE,
+    Announcements, BuiltinVf, LOCK_PATIENCE,
     addresses::{Addresses, BuiltinIpam},
     check::compare,
     lease_key, sysfs, vf_alias,
@@ -23,6 +23,7 @@ impl Engine {
         record: &mut Record,
         list: &PluginList,
         netns: &Netns,
+        announcements: &mut Announcements,
     ) -> Result<CniResult, Error> {
         let Some(plugin) = list.plugins.first() else { return Err(Error::Config("no plugin".to_owned())) };
         let runtime_config = record.runtime_object();
@@ -53,9 +54,8 @@ impl Engine {
 
         // A pool that has no address left is found out before the VF is touched.
         let reserved = self.reserve(&ipam, record)?;
-        let attached = attach(&host, &pod, &original, &vf.wanted, &name).await?;
         let alias = vf_alias(record, &original);
-        pod.change(attached.link.index, &[sandbox::LinkChange::Alias(alias)]).await?;
+        let attached = attach(&host, &pod, &original, &vf.wanted, &name, Some(&alias)).await?;
         let addresses = match (&ipam, reserved) {
             (BuiltinIpam::Executed(kind), _) => self.execute_ipam(kind, record, list).await?,
             (_, reserved) => reserved,
@@ -71,7 +71,9 @@ impl Engine {
         }];
         result.ips.iter_mut().for_each(|ip| ip.interface = Some(0));
         set_addresses(&pod, &attached.link, &result).await?;
-        compare(&read_back(&pod, &name).await?, &result)?;
+        let found = read_back_of(&pod, attached.link).await?;
+        compare(&found, &result)?;
+        announcements.start(pod, found.link, result.ips.iter().map(|ip| ip.address.addr()).collect());
         Ok(result)
     }
 

@@ -3,6 +3,7 @@
 
 mod add;
 mod addresses;
+mod announce;
 mod check;
 mod leftover;
 mod takeover;
@@ -22,6 +23,7 @@ use crate::{
     settings::{CNI_KEYS, judge},
 };
 use addresses::BuiltinIpam;
+pub(super) use announce::Announcements;
 
 /// How long another verb's work on the same VF, or on the same pool, is waited for.
 pub(super) const LOCK_PATIENCE: Duration = Duration::from_secs(20);

@@ -5,6 +5,7 @@ use sandbox::{IfName, Link, LinkChange, Links, MacAddr, VfSetting, announcing_sy
 
 use crate::locate::{Patience, in_namespace};
 use crate::mac::{READY, change_when_ready, ensure_own, set_own_first};
+use crate::original::OriginalNetdev;
 use crate::{Error, Original, Wanted};
 
 /// A VF in its pod: up, with its name, without addresses.
@@ -30,20 +31,21 @@ pub async fn attach<L: Links>(
     name: &IfName,
 ) -> Result<Attached, Error> {
     let kernel = |source| original.kernel(source);
+    let netdev = original.interface()?;
     if let Some(other) = pod.by_name(name.as_str()).await.map_err(kernel)? {
         return Err(taken(original, name.as_str(), "the pod", &other));
     }
     if let Some(mac) = wanted.mac {
-        set_own_first(host, original, mac).await?;
+        set_own_first(host, original, netdev.index, mac).await?;
     }
     set_through_pf(host, original, &wanted.pf_settings()).await?;
-    clear_the_way(host, pod, original, name).await?;
-    let index = move_into(host, pod, original, name).await?;
+    clear_the_way(host, pod, original, netdev, name).await?;
+    let index = move_into(host, pod, original, netdev.index, name).await?;
     pod.write_sysctls(&announcing_sysctls(name)).await.map_err(kernel)?;
     if let Some(mac) = wanted.mac {
         ensure_own(pod, original, index, mac).await?;
     }
-    if let Some(mtu) = wanted.mtu.filter(|mtu| *mtu != original.mtu) {
+    if let Some(mtu) = wanted.mtu.filter(|mtu| *mtu != netdev.mtu) {
         let failed = |source| original.attribute(format!("mtu {mtu}"), source, None);
         pod.change(index, &[LinkChange::Mtu(mtu)]).await.map_err(failed)?;
     }
@@ -52,7 +54,7 @@ pub async fn attach<L: Links>(
     verify(host, pod, original, wanted, name).await
 }
 
-fn taken(original: &Original, name: &str, place: &'static str, other: &Link) -> Error {
+pub(crate) fn taken(original: &Original, name: &str, place: &'static str, other: &Link) -> Error {
     Error::NameTaken { pci: original.pci, name: name.to_owned(), place, other: describe(other) }
 }
 
@@ -65,27 +67,38 @@ pub(crate) fn describe(link: &Link) -> String {
 }
 
 /// All settings in one message; if the kernel refuses it, one by one, because only so does it tell which it was.
-async fn set_through_pf<L: Links>(host: &L, original: &Original, settings: &[VfSetting]) -> Result<(), Error> {
-    let (pf, number) = (original.pf_index, original.number);
+/// Without a PF there are none: [`crate::find`] refused them, but for an address, which the VF may set itself.
+pub(crate) async fn set_through_pf<L: Links>(
+    host: &L,
+    original: &Original,
+    settings: &[VfSetting],
+) -> Result<(), Error> {
+    let Some((pf, number)) = original.pf.as_ref().map(|pf| (pf.index, pf.number)) else { return Ok(()) };
     let Some(first) = settings.first() else { return Ok(()) };
     let Err(error) = host.set_vf(pf, number, settings).await else { return Ok(()) };
     if error.errno().is_none() {
         return Err(original.kernel(error));
     }
     if settings.len() == 1 {
-        return Err(refused(host, original, first, error).await);
+        return Err(refused(host, original, pf, first, error).await);
     }
     for setting in settings {
         if let Err(error) = host.set_vf(pf, number, &[*setting]).await {
-            return Err(refused(host, original, setting, error).await);
+            return Err(refused(host, original, pf, setting, error).await);
         }
     }
     Ok(())
 }
 
 /// Names the culprit, and the cause where it can be known.
-async fn refused<L: Links>(host: &L, original: &Original, setting: &VfSetting, error: sandbox::Error) -> Error {
-    let pf = host.by_index(original.pf_index).await;
+async fn refused<L: Links>(
+    host: &L,
+    original: &Original,
+    pf: u32,
+    setting: &VfSetting,
+    error: sandbox::Error,
+) -> Error {
+    let pf = host.by_index(pf).await;
     let hint = match pf {
         Ok(Some(pf)) if !pf.up => Some(format!("the PF is down: bring it up (ip link set {} up)", pf.name)),
         _ => None,
@@ -95,20 +108,26 @@ async fn refused<L: Links>(host: &L, original: &Original, setting: &VfSetting, e
 
 /// Deletes those alternative names of the VF that would stop the move: the wanted name itself, and what the pod already
 /// has. [`crate::restore`] gives them back.
-async fn clear_the_way<L: Links>(host: &L, pod: &L, original: &Original, name: &IfName) -> Result<(), Error> {
+async fn clear_the_way<L: Links>(
+    host: &L,
+    pod: &L,
+    original: &Original,
+    netdev: &OriginalNetdev,
+    name: &IfName,
+) -> Result<(), Error> {
     let kernel = |source| original.kernel(source);
-    for altname in &original.altnames {
+    for altname in &netdev.altnames {
         if altname == name.as_str() || pod.by_name(altname).await.map_err(kernel)?.is_some() {
-            host.del_altname(original.index, altname).await.map_err(kernel)?;
+            host.del_altname(netdev.index, altname).await.map_err(kernel)?;
         }
     }
     Ok(())
 }
 
 /// Moves and renames in one message and returns the index in the pod, which the kernel may have changed.
-async fn move_into<L: Links>(host: &L, pod: &L, original: &Original, name: &IfName) -> Result<u32, Error> {
+async fn move_into<L: Links>(host: &L, pod: &L, original: &Original, index: u32, name: &IfName) -> Result<u32, Error> {
     let kernel = |source| original.kernel(source);
-    match host.move_to(original.index, pod, name).await {
+    match host.move_to(index, pod, name).await {
         Ok(()) => {}
         Err(error) => {
             // The move may have happened all the same.
@@ -128,6 +147,22 @@ async fn move_into<L: Links>(host: &L, pod: &L, original: &Original, name: &IfNa
             found: "not there".to_owned(),
         }),
     }
+}
+
+/// An address that the PF, if there is one, does not have as wanted (yet).
+pub(crate) async fn mac_differs_at_pf<L: Links>(
+    host: &L,
+    original: &Original,
+    wanted: MacAddr,
+) -> Result<Option<Error>, Error> {
+    let Some(pf) = &original.pf else { return Ok(None) };
+    let report = host.pf_report(pf.index).await.map_err(|source| original.kernel(source))?;
+    let found = report.vf(pf.number).and_then(|vf| vf.mac);
+    if found == Some(wanted) {
+        return Ok(None);
+    }
+    let (wanted, found) = (wanted.to_string(), format!("{found:?}"));
+    Ok(Some(Error::Unverified { pci: original.pci, what: "mac at the PF", wanted, found }))
 }
 
 /// Reads the VF back, and its PF too if an address was asked for: some drivers apply it after the answer.
@@ -152,14 +187,10 @@ async fn verify<L: Links>(
         } else if let Some(mtu) = wanted.mtu.filter(|mtu| *mtu != link.mtu) {
             Some(unverified("mtu", mtu.to_string(), link.mtu.to_string()))
         } else if let Some(wanted) = wanted.mac {
-            let report = host.pf_report(original.pf_index).await.map_err(kernel)?;
-            let at_pf = report.vf(original.number).and_then(|vf| vf.mac);
             if mac != wanted {
                 Some(unverified("mac", wanted.to_string(), mac.to_string()))
-            } else if at_pf != Some(wanted) {
-                Some(unverified("mac at the PF", wanted.to_string(), format!("{at_pf:?}")))
             } else {
-                None
+                mac_differs_at_pf(host, original, wanted).await?
             }
         } else {
             None

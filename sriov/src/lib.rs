@@ -4,8 +4,10 @@
 //! any time and from any state, [`restore`] with what [`find`] returned, then [`Leases::release`].
 
 mod attach;
+mod check;
 mod error;
 mod find;
+mod iommu;
 mod lease;
 mod locate;
 mod mac;
@@ -14,14 +16,17 @@ mod pci;
 mod plan;
 mod restore;
 mod sysfs;
+mod userspace;
 mod wanted;
 
 pub use attach::{Attached, attach};
+pub use check::{Difference, check};
 pub use error::Error;
-pub use find::find;
+pub use find::{find, look};
 pub use lease::{Leases, Owner, Standing, VfLock};
-pub use original::Original;
+pub use original::{Original, OriginalNetdev, OriginalPf};
 pub use pci::PciAddress;
 pub use restore::restore;
-pub use sysfs::{Sysfs, VfDevice};
-pub use wanted::{Rate, RawVf, Wanted};
+pub use sysfs::{PfDevice, Sysfs, VfDevice};
+pub use userspace::{AttachedUserspace, attach_userspace};
+pub use wanted::{Rate, RawVf, RestorePolicy, Wanted};

@@ -102,6 +102,7 @@ fn much() -> Wanted {
         rate: Some(Rate { min: 0, max: 200 }),
         link_state: None,
         mtu: Some(9000),
+        ..Wanted::default()
     }
 }
 
@@ -285,7 +286,7 @@ fn an_attribute_that_the_driver_refuses_is_named() {
             let wanted = Wanted { vlan: wanted.vlan.or(much().vlan), spoofchk: Some(false), ..wanted };
             let original = node.find(&wanted).await.unwrap();
             let error = node.attach(&original, &wanted).await.unwrap_err();
-            assert_eq!(node.kernel.vf(1).unwrap().mac, original.report.as_ref().unwrap().mac);
+            assert_eq!(node.kernel.vf(1).unwrap().mac, original.report().unwrap().mac);
             node.restore(&original).await.unwrap();
             assert_eq!(node.kernel.snapshot(), before);
             assert!(matches!(error, Error::Attribute { .. }), "{error:?}");
@@ -421,7 +422,7 @@ fn a_vf_that_lost_its_driver_is_restored_at_the_pf() {
         fs::remove_file(node.sysfs.root.join("bus/pci/devices/0000:01:10.1/driver")).unwrap();
         node.restore(&original).await.unwrap();
         let vf = node.kernel.vf(1).unwrap();
-        let before = original.report.clone().unwrap();
+        let before = original.report().unwrap().clone();
         assert_eq!(vf.mac, Some(MacAddr::ZERO), "the driver gives it one when it comes back");
         assert_eq!((vf.vlan, vf.trust, vf.spoofchk), (before.vlan, before.trust, before.spoofchk));
     });
@@ -446,11 +447,11 @@ fn names_that_are_taken_are_reported_before_anything_moves_or_after_all_else_is_
         let error = node.restore(&original).await.unwrap_err();
         let Error::NotRestored { problems, .. } = &error else { panic!("{error:?}") };
         assert!(matches!(&problems[0], Error::NameTaken { name, .. } if name == "eth0v1"), "{problems:?}");
-        let spare = node.kernel.link(HOST, &format!("dev{}", original.index)).unwrap();
-        assert_eq!((spare.mac, spare.mtu), (Some(original.mac), 1500), "all but the name is back");
+        let spare = node.kernel.link(HOST, &format!("dev{}", original.interface().unwrap().index)).unwrap();
+        assert_eq!((spare.mac, spare.mtu), (Some(original.interface().unwrap().mac), 1500), "all but the name is back");
         node.kernel.tweak("eth0v1", |link| link.name = "gone".into());
         node.restore(&original).await.unwrap();
-        assert_eq!(node.kernel.link(HOST, "eth0v1").unwrap().mac, Some(original.mac));
+        assert_eq!(node.kernel.link(HOST, "eth0v1").unwrap().mac, Some(original.interface().unwrap().mac));
     });
 }
 
@@ -461,7 +462,7 @@ fn a_kernel_without_parent_devices_works_by_permanent_address() {
         node.kernel.without_parent_devices();
         let before = node.kernel.snapshot();
         let original = node.find(&much()).await.unwrap();
-        assert!(original.perm_mac.is_some());
+        assert!(original.interface().unwrap().perm_mac.is_some());
         node.attach(&original, &much()).await.unwrap();
         node.kernel.kill_netns(POD, 2);
         restore(&node.host, None, &original, &node.sysfs).await.unwrap();
@@ -495,7 +496,7 @@ fn the_original_survives_its_record() {
         let node = node(Driver::Bnxt);
         decorate(&node.kernel);
         let original = node.find(&much()).await.unwrap();
-        assert_eq!(original.report.as_ref().unwrap().trust, None, "not reported stays not reported");
+        assert_eq!(original.report().unwrap().trust, None, "not reported stays not reported");
         let json = serde_json::to_string(&original).unwrap();
         assert_eq!(serde_json::from_str::<Original>(&json).unwrap(), original);
     });

@@ -1,8 +1,8 @@
 //! Virtual functions of SR-IOV NICs: find one by its PCI address, put it into a pod as asked for, give it back as it
 //! was found, and know who holds it. Stands on `sandbox` alone and knows neither CNI nor Kubernetes. The order of
-//! calls: [`Leases::lock`], [`Leases::acquire`], [`find`], (the caller writes its record), [`attach()`], or [`attach_userspace`] for a VF
-//! without an interface; [`check()`] whenever asked; and to undo, at
-//! any time and from any state, [`restore`] with what [`find`] returned, then [`Leases::release`].
+//! calls: [`Leases::lock`], [`Leases::acquire`], [`find`], (the caller writes its record), [`attach()`], or
+//! [`attach_userspace`] for a VF without an interface; [`check()`] whenever asked; and to undo, at any time and from any
+//! state, [`restore`] with what [`find`] returned, then [`Leases::release`].
 
 mod attach;
 mod check;

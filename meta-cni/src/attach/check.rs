@@ -5,7 +5,6 @@ use sandbox::{IfName, Netns, ReadBack, Rtnl, read_back};
 use super::{
     Engine,
     builtin::has_interface,
-    lock::SandboxLock,
     open_netns,
     record::{Entry, Record},
 };
@@ -16,12 +15,12 @@ impl Engine {
     ///
     /// # Errors
     /// All differences, each with its network.
-    pub async fn check(&self) -> Result<(), Error> {
+    pub async fn check(&mut self) -> Result<(), Error> {
         let netns = open_netns(&self.invocation.netns)?
             .ok_or_else(|| Error::Netns(format!("CNI_NETNS {} is no network namespace", self.invocation.netns)))?;
         self.layout.create()?;
         let call = self.call()?;
-        let lock = SandboxLock::take(&self.layout.locks(), &call.container, &self.records, self.deadline).await?;
+        self.lock(&call.container).await?;
         let mut errors = Vec::new();
         let mut found = false;
         for entry in self.records.of_container(&call.container)?.into_iter().filter(|entry| *entry.call() == call) {
@@ -37,7 +36,7 @@ impl Engine {
         if !found {
             // Nobody will DEL what was never added: the lock's file must not stay.
             if self.records.of_container(&call.container)?.is_empty() {
-                lock.remove(&self.records, &call.container);
+                self.remove_lock(&call.container);
             }
             return Err(Error::Mismatch(format!(
                 "container {} has no attachment of network {} recorded for {}",
@@ -60,7 +59,7 @@ impl Engine {
         if builtin {
             errors.extend(self.check_builtin(record, &list, netns).await.err());
         }
-        let chained = chain::check(&list, usize::from(builtin), &record.result, &scene, &mut |_| Ok(())).await;
+        let chained = chain::check(&list, usize::from(builtin), &record.result, &scene).await;
         errors.extend(chained.err());
         Error::join(errors).map_or(Ok(()), Err)
     }

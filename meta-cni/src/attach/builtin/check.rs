@@ -42,9 +42,7 @@ impl Engine {
         }
         if let (Some(kind), Some(plugin)) = (&record.executed_ipam, list.plugins.first()) {
             let scene = self.scene(record, &record.netns);
-            let on_start: chain::OnStart<'_> = &mut |_| Ok(());
-            let checked =
-                chain::ipam_verb(list, plugin, kind, Command::Check, Some(&record.result), &scene, on_start).await;
+            let checked = chain::ipam_verb(list, plugin, kind, Command::Check, Some(&record.result), &scene).await;
             errors.extend(checked.err());
         }
         Error::join(errors).map_or(Ok(()), Err)

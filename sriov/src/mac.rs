@@ -5,13 +5,16 @@
 use std::time::Duration;
 
 use nix::errno::Errno;
-use sandbox::{LinkChange, Links, MacAddr, VfSetting};
+use sandbox::{Link, LinkChange, Links, MacAddr, VfSetting};
 
 use crate::locate::Patience;
 use crate::{Error, Original};
 
 /// How long a VF may be in reset after its PF changed something.
 pub(crate) const READY: Duration = Duration::from_secs(2);
+
+/// What drivers answer while a VF is in reset, or has not heard yet what its PF allows.
+pub(crate) const NOT_READY: [Errno; 3] = [Errno::EAGAIN, Errno::EBUSY, Errno::EADDRNOTAVAIL];
 
 pub(crate) fn is_one_of(error: &sandbox::Error, errnos: &[Errno]) -> bool {
     error.errno().is_some_and(|errno| errnos.iter().any(|one| *one as i32 == errno))
@@ -24,9 +27,18 @@ pub(crate) async fn change_when_ready<L: Links>(
     changes: &[LinkChange],
     not_ready: &[Errno],
 ) -> Result<(), sandbox::Error> {
+    when_ready(links, not_ready, async || links.change(index, changes).await).await
+}
+
+/// Does something, again after each link event for as long as the driver says that it is not ready.
+pub(crate) async fn when_ready<L: Links>(
+    links: &L,
+    not_ready: &[Errno],
+    act: impl AsyncFn() -> Result<(), sandbox::Error>,
+) -> Result<(), sandbox::Error> {
     let mut patience: Option<Patience> = None;
     loop {
-        let error = match links.change(index, changes).await {
+        let error = match act().await {
             Ok(()) => return Ok(()),
             Err(error) if is_one_of(&error, not_ready) => error,
             Err(error) => return Err(error),
@@ -81,19 +93,16 @@ pub(crate) async fn set_own_first<L: Links>(
 pub(crate) async fn ensure_own<L: Links>(
     links: &L,
     original: &Original,
-    index: u32,
+    link: &Link,
     mac: MacAddr,
 ) -> Result<(), Error> {
-    let hint = original
-        .pf
-        .is_none()
-        .then(|| "it may be locked where the PF is: set it, or allow it (trust), there".to_owned());
-    let failed = |source| original.attribute(format!("mac {mac}"), source, hint.clone());
-    if links.by_index(index).await.map_err(failed)?.and_then(|link| link.mac) == Some(mac) {
+    if link.mac == Some(mac) {
         return Ok(());
     }
-    let not_ready = [Errno::EAGAIN, Errno::EBUSY, Errno::EADDRNOTAVAIL];
-    change_when_ready(links, index, &[LinkChange::Mac(mac)], &not_ready).await.map_err(failed)
+    let hint = "it may be locked where the PF is: set it, or allow it (trust), there";
+    let hint = original.pf.is_none().then(|| hint.to_owned());
+    let failed = |source| original.attribute(format!("mac {mac}"), source, hint);
+    change_when_ready(links, link.index, &[LinkChange::Mac(mac)], &NOT_READY).await.map_err(failed)
 }
 
 /// Puts both sides back. By state: does nothing if nothing differs and nothing was set by us. `pf` is the PF's index now.
@@ -167,8 +176,7 @@ impl AtPf {
 }
 
 pub(crate) async fn set_own<L: Links>(host: &L, index: u32, mac: MacAddr) -> Result<(), sandbox::Error> {
-    let not_ready = [Errno::EAGAIN, Errno::EBUSY, Errno::EADDRNOTAVAIL];
-    change_when_ready(host, index, &[LinkChange::Mac(mac)], &not_ready).await
+    change_when_ready(host, index, &[LinkChange::Mac(mac)], &NOT_READY).await
 }
 
 /// Another unicast address, locally administered, that is nobody's.

@@ -9,11 +9,12 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use sandbox::fake::{Driver, FakeKernel, FakeLinks, Fault, HOST};
-use sandbox::{IfName, LinkState, Links, MacAddr, NewAddress, RouteSpec, VfVlan, VlanProto, configure};
+use sandbox::{IfName, LinkState, Links, MacAddr, NewAddress, RouteSpec, VfVlan, VlanProto, configure, read_back_of};
 use sriov::{Attached, Error, Original, PciAddress, Rate, Sysfs, Wanted, attach, find, restore};
 
 const POD: u32 = 1;
 const DRIVERS: [Driver; 4] = [Driver::Igb, Driver::Iavf, Driver::Mlx5, Driver::Bnxt];
+const OWNER: &str = "default/p net1";
 const MAC: MacAddr = MacAddr([0x02, 0, 0, 0, 0, 0x42]);
 
 /// A node: a kernel in memory and the sysfs tree that goes with it.
@@ -72,7 +73,7 @@ impl Node {
     }
 
     async fn attach(&self, original: &Original, wanted: &Wanted) -> Result<Attached, Error> {
-        attach(&self.host, &self.pod, original, wanted, &net1()).await
+        attach(&self.host, &self.pod, original, wanted, &net1(), Some(OWNER)).await
     }
 
     async fn restore(&self, original: &Original) -> Result<(), Error> {
@@ -134,6 +135,7 @@ fn a_vf_gets_all_that_was_asked_for_and_gives_all_back_on_every_driver() {
             let attached = node.attach(&original, &wanted).await.unwrap_or_else(|e| panic!("{driver:?}: {e}"));
             assert_eq!((attached.mac, attached.mtu, attached.link.up), (MAC, 9000, true), "{driver:?}");
             let net1 = node.kernel.link(POD, "net1").unwrap();
+            assert_eq!(net1.alias.as_deref(), Some(OWNER), "the VF says whose it is");
             assert_eq!((net1.mac, net1.altnames.as_slice()), (Some(MAC), &["enp1s0f0v1".to_owned()][..]));
             assert_eq!(node.kernel.sysctl(POD, "ipv4/conf/net1/arp_notify").as_deref(), Some("1"));
             let vf = node.kernel.vf(1).unwrap();
@@ -429,16 +431,28 @@ fn a_vf_that_lost_its_driver_is_restored_at_the_pf() {
 }
 
 #[test]
-fn names_that_are_taken_are_reported_before_anything_moves_or_after_all_else_is_back() {
-    run(async {
-        let node = node(Driver::Igb);
-        node.kernel.add_plain(POD, "net1");
-        let before = node.kernel.snapshot();
-        let original = node.find(&much()).await.unwrap();
-        let error = node.attach(&original, &much()).await.unwrap_err();
-        assert!(matches!(&error, Error::NameTaken { name, place: "the pod", .. } if name == "net1"), "{error:?}");
-        assert_eq!(node.kernel.snapshot(), before);
-    });
+fn names_that_are_taken_are_reported_and_all_else_comes_back() {
+    // By the name of another interface, or by an alternative one; then the VF has moved, under its own name. Where that
+    // is taken in the pod too, it has not.
+    for (other, altname, stays) in [("net1", None, false), ("other", Some("net1"), false), ("net1", None, true)] {
+        run(async {
+            let node = node(Driver::Igb);
+            let holder = node.kernel.add_plain(POD, other);
+            node.kernel.tweak(other, |link| link.altnames.extend(altname.map(str::to_owned)));
+            if stays {
+                node.kernel.add_plain(POD, "eth0v1");
+            }
+            let before = node.kernel.snapshot();
+            let original = node.find(&much()).await.unwrap();
+            let error = node.attach(&original, &much()).await.unwrap_err();
+            let Error::NameTaken { name, place: "the pod", other: named, .. } = &error else { panic!("{error:?}") };
+            assert_eq!((name.as_str(), named.clone()), ("net1", format!("{other}, index {holder}")));
+            let place = if stays { HOST } else { POD };
+            assert_eq!(node.kernel.link(place, "eth0v1").unwrap().index, original.interface().unwrap().index);
+            node.restore(&original).await.unwrap();
+            assert_eq!(node.kernel.snapshot(), before);
+        });
+    }
     run(async {
         let node = node(Driver::Igb);
         let original = node.find(&much()).await.unwrap();
@@ -502,9 +516,26 @@ fn the_original_survives_its_record() {
     });
 }
 
+/// An MTU that the device cannot have is named, although it goes in one message with the move.
+#[test]
+fn an_mtu_that_is_refused_is_named_and_the_vf_comes_home() {
+    run(async {
+        let node = node(Driver::Igb);
+        let before = node.kernel.snapshot();
+        let wanted = Wanted { mtu: Some(9999), ..Wanted::default() };
+        let original = node.find(&wanted).await.unwrap();
+        let error = node.attach(&original, &wanted).await.unwrap_err();
+        let Error::Attribute { attribute, .. } = &error else { panic!("{error:?}") };
+        assert_eq!(attribute, "mtu 9999");
+        assert!(node.kernel.link(POD, "eth0v1").is_some(), "it has moved, and has its own name still");
+        node.restore(&original).await.unwrap();
+        assert_eq!(node.kernel.snapshot(), before);
+    });
+}
+
 /// The budget: a VF with VLAN, spoofchk, trust and one address with a route.
 #[test]
-fn an_attachment_takes_at_most_ten_messages() {
+fn an_attachment_takes_ten_messages() {
     run(async {
         let node = node(Driver::Igb);
         let wanted = Wanted { vlan: much().vlan, spoofchk: Some(true), trust: Some(true), ..Wanted::default() };
@@ -515,9 +546,16 @@ fn an_attachment_takes_at_most_ten_messages() {
         let route = RouteSpec::new("10.57.0.0/16".parse().unwrap(), None);
         let gateway = "10.56.217.1".parse().unwrap();
         configure(&node.pod, &attached.link, &[address], &[gateway], &[route]).await.unwrap();
+        read_back_of(&node.pod, attached.link).await.unwrap();
         let messages = node.kernel.messages();
-        assert!(messages.len() <= 10, "{} messages: {messages:#?}", messages.len());
-        assert_eq!(messages.iter().filter(|message| message.starts_with("read a PF")).count(), 1);
-        assert_eq!(messages.iter().filter(|message| message.starts_with("set vlan")).count(), 1, "all in one");
+        let kinds: Vec<&str> = messages.iter().map(|message| message.split(' ').next().unwrap()).collect();
+        let wanted = ["read", "read", "set", "move", "set", "read", "add", "add", "read", "list"];
+        assert_eq!(kinds, wanted, "{messages:#?}");
+        assert_eq!(messages[1], format!("read a PF and its VFs link {}", original.pf.as_ref().unwrap().index));
+        assert_eq!(
+            messages[2],
+            format!("set vlan 100 qos 3, spoofchk on, trust on VF 1 of link {}", original.pf.as_ref().unwrap().index)
+        );
+        assert_eq!(messages[3], format!("move to 1 as net1, alias link {}", original.interface().unwrap().index));
     });
 }

@@ -264,6 +264,7 @@ fn kernel_code(error: &sandbox::Error) -> u32 {
         | E::Kernel { .. }
         | E::Answer { .. }
         | E::Sysctl { .. }
+        | E::Announce { .. }
         | E::NoSuchLink { .. }
         | E::Unverified { .. } => 101,
     }

@@ -254,7 +254,15 @@ impl Model {
         Ok(())
     }
 
-    pub(super) fn move_to(&mut self, ns: u32, index: u32, target: u32, name: &str) -> Result<(), Errno> {
+    /// In the order of do_setlink: the move, address and MTU, the name, all else.
+    pub(super) fn move_with(
+        &mut self,
+        ns: u32,
+        index: u32,
+        target: u32,
+        name: &str,
+        changes: &[LinkChange],
+    ) -> Result<(), Errno> {
         let at = self.at(ns, index)?;
         if self.devices[at].link.altnames.iter().any(|altname| self.name_taken(target, altname, at)) {
             return Err(Errno::EEXIST);
@@ -265,11 +273,14 @@ impl Model {
             return Err(Errno::EEXIST);
         }
         self.put(at, target);
+        let (early, late): (Vec<_>, Vec<_>) =
+            changes.iter().partition(|change| matches!(change, LinkChange::Mac(_) | LinkChange::Mtu(_)));
+        early.into_iter().try_for_each(|change| self.change(target, index, change))?;
         if taken || self.devices[at].link.altnames.iter().any(|altname| altname == name) {
             return Err(Errno::EEXIST);
         }
         self.devices[at].link.name = name.to_owned();
-        Ok(())
+        late.into_iter().try_for_each(|change| self.change(target, index, change))
     }
 
     /// The device changes its namespace: closed, its addresses and routes flushed.

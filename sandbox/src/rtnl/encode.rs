@@ -1,6 +1,7 @@
 //! Values to messages.
 
 use std::net::IpAddr;
+use std::os::fd::RawFd;
 
 use ipnet::IpNet;
 use netlink_packet_core::DefaultNla;
@@ -103,6 +104,21 @@ pub(super) fn link_changes(index: u32, changes: &[LinkChange]) -> LinkMessage {
 pub(super) fn dummy(name: &str) -> LinkMessage {
     let kind = LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Dummy)]);
     link_message(0, vec![LinkAttribute::IfName(name.to_owned()), kind])
+}
+
+/// A change with an interface that is named: without an index, the kernel looks IFLA_IFNAME up.
+pub(super) fn changes_by_name(name: &str, changes: &[LinkChange]) -> LinkMessage {
+    let mut message = link_changes(0, changes);
+    message.attributes.push(LinkAttribute::IfName(name.to_owned()));
+    message
+}
+
+/// A move to the namespace of a descriptor, with a new name and other changes.
+pub(super) fn moving(index: u32, netns: RawFd, name: &str, changes: &[LinkChange]) -> LinkMessage {
+    let mut message = link_changes(index, changes);
+    message.attributes.push(LinkAttribute::NetNsFd(netns));
+    message.attributes.push(LinkAttribute::IfName(name.to_owned()));
+    message
 }
 
 pub(super) fn altname(index: u32, name: &str) -> LinkMessage {

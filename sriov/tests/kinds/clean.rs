@@ -21,7 +21,7 @@ fn a_clean_restore_puts_back_nothing_that_an_administrator_left() {
                 let (was, link_was) = (node.kernel.vf(1).unwrap(), node.kernel.link(HOST, "eth0v1").unwrap());
                 let wanted = Wanted { mac: Some(MAC), restore_policy: policy, ..Wanted::default() };
                 let original = node.find(&wanted).await.unwrap();
-                attach(&node.host, &node.pod, &original, &wanted, &net1()).await.unwrap();
+                attach(&node.host, &node.pod, &original, &wanted, &net1(), None).await.unwrap();
                 let at = format!("{driver:?} {policy:?}");
                 node.restore(&original).await.unwrap_or_else(|error| panic!("{at}: {error}"));
                 let (vf, link) = (node.kernel.vf(1).unwrap(), node.kernel.link(HOST, "eth0v1").unwrap());
@@ -62,7 +62,7 @@ fn check_names_another_driver_another_interface_and_a_vf_that_is_gone() {
         let node = Node::new(Driver::Igb);
         let wanted = Wanted { vlan: much().vlan, ..Wanted::default() };
         let original = node.find(&wanted).await.unwrap();
-        attach(&node.host, &node.pod, &original, &wanted, &net1()).await.unwrap();
+        attach(&node.host, &node.pod, &original, &wanted, &net1(), None).await.unwrap();
         let link = node.kernel.link(POD, "net1").unwrap();
         let texts = async |link: &sandbox::Link| -> Vec<String> {
             let found = check(&node.sysfs, &node.host, &original, &wanted, Some(link), false).await.unwrap();

@@ -191,7 +191,7 @@ fn what_needs_an_interface_is_refused_for_a_vfio_vf_and_a_dummy_for_a_kernel_vf(
              on, the program in the pod sets its own"
         );
         let original = node.find(&Wanted::default()).await.unwrap();
-        let error = attach(&node.host, &node.pod, &original, &Wanted::default(), &net1()).await.unwrap_err();
+        let error = attach(&node.host, &node.pod, &original, &Wanted::default(), &net1(), None).await.unwrap_err();
         assert!(matches!(error, Error::NoNetdev { .. }), "{error:?}");
         assert_eq!(node.kernel.snapshot(), before);
         let node = Node::new(Driver::Igb);

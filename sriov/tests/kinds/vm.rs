@@ -13,7 +13,7 @@ fn a_vf_in_a_vm_moves_with_its_address_and_mtu_and_comes_back() {
                 let original = node.find(&wanted).await.unwrap();
                 assert_eq!(original.pf, None);
                 node.kernel.fail(Fault { step, errno: Errno::EIO, takes_effect: step % 2 == 0 });
-                let attached = attach(&node.host, &node.pod, &original, &wanted, &net1()).await;
+                let attached = attach(&node.host, &node.pod, &original, &wanted, &net1(), None).await;
                 let done = (node.kernel.messages().len() as u32) < step;
                 node.kernel.heal();
                 if done {
@@ -39,7 +39,7 @@ fn a_vf_in_a_vm_moves_with_its_address_and_mtu_and_comes_back() {
         let before = node.kernel.snapshot();
         fs::remove_file(node.device("0000:01:10.1").join("physfn")).unwrap();
         let original = node.find(&wanted).await.unwrap();
-        let error = attach(&node.host, &node.pod, &original, &wanted, &net1()).await.unwrap_err();
+        let error = attach(&node.host, &node.pod, &original, &wanted, &net1(), None).await.unwrap_err();
         assert_eq!(
             error.to_string(),
             "mac 02:00:00:00:00:42 of VF 0000:01:10.1 (its PF is not visible in this machine): Cannot assign requested \

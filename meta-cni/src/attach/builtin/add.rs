@@ -2,11 +2,11 @@
 
 use std::net::IpAddr;
 
-use sandbox::{Dad, IfName, Netns, NewAddress, RouteSpec, Rtnl, configure, read_back};
+use sandbox::{Dad, IfName, Netns, NewAddress, RouteSpec, Rtnl, configure, read_back_of};
 use sriov::{Owner, Standing, attach, find, restore};
 
 use super::{
-    BuiltinVf, LOCK_PATIENCE,
+    Announcements, BuiltinVf, LOCK_PATIENCE,
     addresses::{Addresses, BuiltinIpam},
     check::compare,
     lease_key, sysfs,
@@ -23,6 +23,7 @@ impl Engine {
         record: &mut Record,
         list: &PluginList,
         netns: &Netns,
+        announcements: &mut Announcements,
     ) -> Result<CniResult, Error> {
         let Some(plugin) = list.plugins.first() else { return Err(Error::Config("no plugin".to_owned())) };
         let runtime_config = record.runtime_object();
@@ -57,7 +58,7 @@ impl Engine {
         if original.netdev.is_none() {
             return self.add_userspace(record, list, &vf, (&ipam, reserved), (&host, &pod, &name)).await;
         }
-        let attached = attach(&host, &pod, &original, &vf.wanted, &name).await?;
+        let attached = attach(&host, &pod, &original, &vf.wanted, &name, Some(&alias_of(record))).await?;
         let addresses = match (&ipam, reserved) {
             (BuiltinIpam::Executed(kind), _) => self.execute_ipam(kind, record, list).await?,
             (_, reserved) => reserved,
@@ -73,7 +74,9 @@ impl Engine {
         }];
         result.ips.iter_mut().for_each(|ip| ip.interface = Some(0));
         set_addresses(&pod, &attached.link, &result).await?;
-        compare(&read_back(&pod, &name).await?, &result)?;
+        let found = read_back_of(&pod, attached.link).await?;
+        compare(&found, &result)?;
+        announcements.start(pod, found.link, result.ips.iter().map(|ip| ip.address.addr()).collect());
         Ok(result)
     }
 
@@ -95,6 +98,17 @@ impl Engine {
         }
         Ok(Addresses { ips: result.ips, routes: result.routes, dns: result.dns })
     }
+}
+
+/// What a VF says of its owner while it is in a pod, for people and for a repair without records.
+fn alias_of(record: &Record) -> String {
+    let Record { interface, call, .. } = record;
+    let pod = record.pod.as_ref().map(|pod| format!("{}/{} {interface} of ", pod.namespace, pod.name));
+    let mut alias = format!("meta-cni: {}container {}", pod.unwrap_or_default(), call.container);
+    // IFALIASZ without the byte at its end.
+    let end = alias.floor_char_boundary(255);
+    alias.truncate(end);
+    alias
 }
 
 pub(super) async fn set_addresses(pod: &Rtnl, link: &sandbox::Link, result: &CniResult) -> Result<(), Error> {

@@ -3,6 +3,7 @@
 
 mod add;
 mod addresses;
+mod announce;
 mod check;
 mod undo;
 mod userspace;
@@ -18,6 +19,7 @@ use crate::{
     settings::{CNI_KEYS, judge},
 };
 use addresses::BuiltinIpam;
+pub(super) use announce::Announcements;
 
 pub(super) use check::has_interface;
 

@@ -122,7 +122,8 @@ pub(crate) async fn restore<L: Links>(host: &L, original: &Original, pf: Option<
     if own == Some(home) && reported == Some(before) && original.sets_mac.is_none() {
         return Ok(());
     }
-    let administrative = reported.is_some_and(|mac| mac != MacAddr::ZERO && Some(mac) != own);
+    // Somebody may have set one meanwhile, and a VF that was reset since then has it for its own.
+    let administrative = reported.is_some_and(|mac| mac != MacAddr::ZERO && (Some(mac) != own || own != Some(home)));
     // The administrative address goes away, never "back to the VF's own": that would lock the VF.
     if original.sets_mac.is_some() || original.admin_mac().is_some() || administrative {
         pf.set(host, MacAddr::ZERO).await.map_err(failed("mac 00:00:00:00:00:00"))?;

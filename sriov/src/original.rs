@@ -17,8 +17,8 @@ pub struct Original {
     pub pf: Option<OriginalPf>,
     /// Its interface; none if it was bound to a driver for user space.
     pub netdev: Option<OriginalNetdev>,
-    /// The address that is going to be set. An administrative address cannot be told from the VF's own in the report of
-    /// some drivers (igb), so only this says that there may be one to take back.
+    /// The address that is going to be set, or may have been. An administrative address cannot be told from the VF's own
+    /// in the report of some drivers (igb), so only this says that there may be one to take back.
     pub sets_mac: Option<MacAddr>,
     /// An interface is going to be made in the pod in place of one of the VF's own.
     pub dummy: bool,
@@ -117,6 +117,8 @@ impl Original {
             report.max_tx_rate = report.max_tx_rate.map(|_| 0);
         }
         if let Some(netdev) = &mut self.netdev {
+            // What is reported may be the VF's own address and administrative at once: it is to be cleared all the same.
+            self.sets_mac = self.sets_mac.or(Some(netdev.mac));
             netdev.alias = None;
             (netdev.promisc, netdev.allmulti) = (false, false);
         }

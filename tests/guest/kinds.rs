@@ -48,6 +48,9 @@ impl Drop for Vfio {
             self.unbind();
         }
         ip(&format!("link set {name} address {mac}"));
+        // A reset, at which the driver takes it for the permanent one, as it was.
+        ip(&format!("link set {name} mtu 1499"));
+        ip(&format!("link set {name} mtu 1500"));
     }
 }
 

@@ -5,7 +5,9 @@ use super::*;
 #[test]
 fn a_clean_restore_puts_back_nothing_that_an_administrator_left() {
     for driver in DRIVERS {
-        for policy in [RestorePolicy::Original, RestorePolicy::Clean] {
+        for (policy, mac) in
+            [(RestorePolicy::Original, Some(MAC)), (RestorePolicy::Clean, Some(MAC)), (RestorePolicy::Clean, None)]
+        {
             run(async {
                 let node = Node::new(driver);
                 node.set_admin_mac(ADMIN).await;
@@ -19,7 +21,7 @@ fn a_clean_restore_puts_back_nothing_that_an_administrator_left() {
                     vf.trust = vf.trust.map(|_| true);
                 });
                 let (was, link_was) = (node.kernel.vf(1).unwrap(), node.kernel.link(HOST, "eth0v1").unwrap());
-                let wanted = Wanted { mac: Some(MAC), restore_policy: policy, ..Wanted::default() };
+                let wanted = Wanted { mac, restore_policy: policy, ..Wanted::default() };
                 let original = node.find(&wanted).await.unwrap();
                 attach(&node.host, &node.pod, &original, &wanted, &net1(), None).await.unwrap();
                 let at = format!("{driver:?} {policy:?}");

@@ -120,11 +120,17 @@ pub(crate) async fn restore<L: Links>(host: &L, original: &Original, pf: u32, in
     }
     if own != Some(original.mac) {
         set_own(host, index, original.mac).await.map_err(failed("mac"))?;
-    } else if self::reported(host, original, pf).await? == Some(MacAddr::ZERO) && before == original.mac {
+    }
+    if before == original.mac && self::reported(host, original, pf).await? == Some(MacAddr::ZERO) {
         // Setting the address that is already there is a no-op in the kernel, and the PF would go on dropping the VF's
         // frames: take the way through another one.
         set_own(host, index, detour(original.mac)).await.map_err(failed("mac"))?;
         set_own(host, index, original.mac).await.map_err(failed("mac"))?;
+        if self::reported(host, original, pf).await? == Some(MacAddr::ZERO) {
+            // A report that does not follow the VF's own address was of an administrative one, the same by intention.
+            let back = [VfSetting::Mac(before)];
+            host.set_vf(pf, original.number, &back).await.map_err(failed("administrative mac"))?;
+        }
     }
     if let Some(admin) = original.admin_mac() {
         let back = [VfSetting::Mac(admin)];

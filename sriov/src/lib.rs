@@ -4,6 +4,7 @@
 //! [`attach_userspace`] for a VF without an interface; [`check()`] whenever asked; and to undo, at any time and from any
 //! state, [`restore`] with what [`find`] returned, then [`Leases::release`].
 
+mod alias;
 mod attach;
 mod check;
 mod error;
@@ -20,6 +21,7 @@ mod sysfs;
 mod userspace;
 mod wanted;
 
+pub use alias::{is_owner_alias, original_by_alias, owner_alias};
 pub use attach::{Attached, attach};
 pub use check::{Difference, check};
 pub use error::Error;
@@ -27,7 +29,7 @@ pub use find::{find, look};
 pub use lease::{Leases, Owner, Standing, VfLock};
 pub use original::{Original, OriginalNetdev, OriginalPf};
 pub use pci::PciAddress;
-pub use restore::restore;
+pub use restore::{restore, restore_from_anywhere};
 pub use sysfs::{PfDevice, Sysfs, VfDevice};
 pub use userspace::{AttachedUserspace, attach_userspace};
 pub use wanted::{Rate, RawVf, RestorePolicy, Wanted};

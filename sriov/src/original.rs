@@ -3,7 +3,7 @@
 use sandbox::{Link, MacAddr, VfReport, VfVlan};
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, PciAddress};
+use crate::{Error, PciAddress, is_owner_alias};
 
 /// A VF as it was found, complete, for the record. What is not there, or not reported by a driver, is `None` and is
 /// never restored.
@@ -119,7 +119,8 @@ impl Original {
         if let Some(netdev) = &mut self.netdev {
             // What is reported may be the VF's own address and administrative at once: it is to be cleared all the same.
             self.sets_mac = self.sets_mac.or(Some(netdev.mac));
-            netdev.alias = None;
+            // One of ours says that the VF was lost; whoever asks for it has to see that first.
+            netdev.alias = netdev.alias.take().filter(|alias| is_owner_alias(Some(alias)));
             (netdev.promisc, netdev.allmulti) = (false, false);
         }
     }

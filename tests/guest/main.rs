@@ -12,5 +12,6 @@ mod comparison;
 mod deletion;
 mod kinds;
 mod node;
+mod ownership;
 mod pods;
 mod refusals;

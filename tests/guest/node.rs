@@ -99,6 +99,12 @@ impl Node {
         self.world.netns()
     }
 
+    /// Kubelet takes back what it gave to a pod: it is gone from its point of view, whatever the runtime still has.
+    pub(crate) fn take_devices(&self, pod: &str) {
+        self.given.borrow_mut().remove(pod);
+        self.write_checkpoint();
+    }
+
     /// As kubelet writes it (`pkg/kubelet/cm/devicemanager/checkpoint`).
     fn write_checkpoint(&self) {
         let given = self.given.borrow();

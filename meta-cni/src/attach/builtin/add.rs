@@ -3,13 +3,13 @@
 use std::net::IpAddr;
 
 use sandbox::{Dad, IfName, Netns, NewAddress, RouteSpec, Rtnl, configure, read_back_of};
-use sriov::{Owner, Standing, attach, find, restore};
+use sriov::{Owner, attach, find, is_owner_alias};
 
 use super::{
     Announcements, BuiltinVf, LOCK_PATIENCE,
     addresses::{Addresses, BuiltinIpam},
     check::compare,
-    lease_key, sysfs,
+    lease_key, sysfs, vf_alias,
 };
 use crate::{
     attach::{Engine, record::Record},
@@ -41,13 +41,12 @@ impl Engine {
             boot_id: self.boot_id.clone(),
             original: None,
         };
-        if let Standing::Abandoned(Some(former)) = leases.acquire(&lock, &owner)? {
-            tracing::warn!(vf = %vf.pci, former = former.call, "the VF's former owner is dead: giving the VF back first");
-            if let Some(original) = &former.original {
-                restore(&host, None, original, &sysfs()).await?;
-            }
+        self.claim(&lock, vf.pci, &owner, record).await?;
+        let mut original = find(&sysfs(), &host, vf.pci, &vf.wanted).await?;
+        if is_owner_alias(original.netdev.as_ref().and_then(|netdev| netdev.alias.as_deref())) {
+            self.repair_by_alias(&lock, vf.pci).await?;
+            original = find(&sysfs(), &host, vf.pci, &vf.wanted).await?;
         }
-        let original = find(&sysfs(), &host, vf.pci, &vf.wanted).await?;
         owner.original = Some(Box::new(original.clone()));
         leases.take(&lock, &owner)?;
         record.vf = Some(original.clone());
@@ -58,7 +57,8 @@ impl Engine {
         if original.netdev.is_none() {
             return self.add_userspace(record, list, &vf, (&ipam, reserved), (&host, &pod, &name)).await;
         }
-        let attached = attach(&host, &pod, &original, &vf.wanted, &name, Some(&alias_of(record))).await?;
+        let alias = vf_alias(record, &original);
+        let attached = attach(&host, &pod, &original, &vf.wanted, &name, Some(&alias)).await?;
         let addresses = match (&ipam, reserved) {
             (BuiltinIpam::Executed(kind), _) => self.execute_ipam(kind, record, list).await?,
             (_, reserved) => reserved,
@@ -98,17 +98,6 @@ impl Engine {
         }
         Ok(Addresses { ips: result.ips, routes: result.routes, dns: result.dns })
     }
-}
-
-/// What a VF says of its owner while it is in a pod, for people and for a repair without records.
-fn alias_of(record: &Record) -> String {
-    let Record { interface, call, .. } = record;
-    let pod = record.pod.as_ref().map(|pod| format!("{}/{} {interface} of ", pod.namespace, pod.name));
-    let mut alias = format!("meta-cni: {}container {}", pod.unwrap_or_default(), call.container);
-    // IFALIASZ without the byte at its end.
-    let end = alias.floor_char_boundary(255);
-    alias.truncate(end);
-    alias
 }
 
 pub(super) async fn set_addresses(pod: &Rtnl, link: &sandbox::Link, result: &CniResult) -> Result<(), Error> {

@@ -5,14 +5,19 @@ mod add;
 mod addresses;
 mod announce;
 mod check;
+mod leftover;
+mod takeover;
 mod undo;
 mod userspace;
 
 use std::{collections::BTreeSet, time::Duration};
 
-use sriov::{Leases, PciAddress, RawVf, Sysfs, Wanted, look};
+use sriov::{Leases, Original, PciAddress, RawVf, Sysfs, Wanted, look};
 
-use super::{Engine, record::Call};
+use super::{
+    Engine,
+    record::{Call, Record},
+};
 use crate::{
     cni::{CniArgs, Error, Object, PluginList},
     network::Attachment,
@@ -110,4 +115,16 @@ fn sysfs() -> Sysfs {
 /// Which attachment holds a VF.
 fn lease_key(call: &Call, interface: &str) -> String {
     format!("{}:{interface}", call.key())
+}
+
+/// The alias of a VF while an attachment has it.
+fn vf_alias(record: &Record, original: &Original) -> String {
+    let pod = record.pod.as_ref().map(|pod| format!("{}/{}", pod.namespace, pod.name)).unwrap_or_default();
+    let place = format!("{}{}", record.interface, of_container(&record.call.container));
+    sriov::owner_alias(&pod, &place, original)
+}
+
+/// The part of the alias that names a container.
+fn of_container(container: &str) -> String {
+    format!(" of container {container}")
 }

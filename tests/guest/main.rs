@@ -8,6 +8,7 @@ mod harness;
 
 mod addresses;
 mod attributes;
+mod budget;
 mod deletion;
 mod node;
 mod pods;

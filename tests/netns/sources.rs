@@ -28,7 +28,7 @@ fn rust_files(directory: &Path, found: &mut Vec<PathBuf>) {
 }
 
 #[test]
-fn there_is_no_fixed_sleep_and_each_pause_has_its_reason() {
+fn no_pause_waits_for_the_kernel_and_each_other_one_has_its_reason() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     let mut files = Vec::new();
     for part in ["sandbox/src", "sriov/src", "ipam/src", "meta-cni/src"] {

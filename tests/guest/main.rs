@@ -8,6 +8,7 @@ mod harness;
 
 mod addresses;
 mod attributes;
+mod budget;
 mod comparison;
 mod deletion;
 mod kinds;

@@ -321,6 +321,13 @@ fn what_a_crash_leaves_harms_nobody() {
     assert_eq!(get(&pool, "c1", &[]), ["10.0.0.2/24 via 10.0.0.1"], "a draft is no reservation");
     pool.store(WAIT).release(&owner("c1"), None).unwrap();
     assert_eq!(files(&pool), ["last_reserved_ip.0=10.0.0.2"]);
+
+    // The same when it is known which address is given back.
+    get(&pool, "c2", &[]);
+    plant(&pool, ".reservation", "c2\r\neth0");
+    plant(&pool, ".last_reserved_ip", "10.0.");
+    pool.store(WAIT).release(&owner("c2"), Some(&[ip("10.0.0.3")])).unwrap();
+    assert_eq!(files(&pool), ["last_reserved_ip.0=10.0.0.3"]);
 }
 
 #[test]

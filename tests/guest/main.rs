@@ -8,7 +8,11 @@ mod harness;
 
 mod addresses;
 mod attributes;
+mod concurrency;
+mod crash;
 mod deletion;
 mod node;
 mod pods;
+mod random;
 mod refusals;
+mod tracer;

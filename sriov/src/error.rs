@@ -213,6 +213,17 @@ pub enum Error {
         /// How long it was waited for.
         waited_ms: u128,
     },
+    /// The VF is in a namespace that is somebody else's by now.
+    #[error(
+        "VF {pci} is in the network namespace {}, which belongs to somebody else: it is left alone; whoever put it there gives it back",
+        netns.display()
+    )]
+    Foreign {
+        /// The VF.
+        pci: PciAddress,
+        /// The namespace.
+        netns: PathBuf,
+    },
     /// Some of the original state could not be put back; all was tried.
     #[error("VF {pci} could not be restored: {}", problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
     NotRestored {

@@ -3,6 +3,7 @@
 //! calls: [`Leases::lock`], [`Leases::acquire`], [`find`], (the caller writes its record), [`attach`]; and to undo, at
 //! any time and from any state, [`restore`] with what [`find`] returned, then [`Leases::release`].
 
+mod alias;
 mod attach;
 mod error;
 mod find;
@@ -16,12 +17,13 @@ mod restore;
 mod sysfs;
 mod wanted;
 
+pub use alias::{is_owner_alias, original_by_alias, owner_alias};
 pub use attach::{Attached, attach};
 pub use error::Error;
 pub use find::find;
 pub use lease::{Leases, Owner, Standing, VfLock};
 pub use original::Original;
 pub use pci::PciAddress;
-pub use restore::restore;
+pub use restore::{restore, restore_from_anywhere};
 pub use sysfs::{Sysfs, VfDevice};
 pub use wanted::{Rate, RawVf, Wanted};

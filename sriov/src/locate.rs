@@ -36,9 +36,11 @@ impl Patience {
 
 /// Where the interface is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Place {
+pub(crate) enum Place<L> {
     /// In the pod.
     Pod(Link),
+    /// In another namespace than the pod's and the host's.
+    Elsewhere(L, Link),
     /// In the host.
     Host(Link),
     /// Nowhere, and none is to be expected: the device has no kernel driver.
@@ -58,13 +60,15 @@ pub(crate) async fn in_namespace<L: Links>(links: &L, original: &Original) -> Re
     Ok(links.list().await?.into_iter().find(|link| original.is(link)))
 }
 
-/// Looks in the pod, then in the host; waits for it in the host while a dying namespace may still give it back.
+/// Looks in the pod, then in the host. A dying namespace gives it back to the host within a moment; one that somebody
+/// still holds does not, so it is then looked for by `elsewhere`, and awaited in the host if that finds nothing.
 pub(crate) async fn locate<L: Links>(
     host: &L,
     pod: Option<&L>,
     original: &Original,
     sysfs: &Sysfs,
-) -> Result<Place, Error> {
+    elsewhere: impl AsyncFn() -> Result<Option<L>, Error>,
+) -> Result<Place<L>, Error> {
     let kernel = |source| original.kernel(source);
     if let Some(pod) = pod
         && let Some(link) = in_namespace(pod, original).await.map_err(kernel)?
@@ -85,6 +89,7 @@ pub(crate) async fn locate<L: Links>(
     // Subscribe before looking again, so that no arrival falls between the look and the wait.
     host.subscribe().await.map_err(kernel)?;
     let mut patience = Patience::new(ARRIVAL);
+    let mut searched = false;
     loop {
         if let Some(link) = in_namespace(host, original).await.map_err(kernel)? {
             return Ok(Place::Host(link));
@@ -94,6 +99,12 @@ pub(crate) async fn locate<L: Links>(
         }
         if !patience.wait(host).await.map_err(kernel)? {
             return Err(Error::NotBack { pci: original.pci, waited_ms: ARRIVAL.as_millis() });
+        }
+        if !std::mem::replace(&mut searched, true)
+            && let Some(holder) = elsewhere().await?
+            && let Some(link) = in_namespace(&holder, original).await.map_err(kernel)?
+        {
+            return Ok(Place::Elsewhere(holder, link));
         }
     }
 }

@@ -14,9 +14,25 @@ use crate::{Error, Original, Sysfs};
 /// gone. Idempotent; a VF that was unplugged counts as restored. Whatever fails, the rest is tried: the error
 /// [`Error::NotRestored`] lists all problems, and calling again later continues from there.
 pub async fn restore<L: Links>(host: &L, pod: Option<&L>, original: &Original, sysfs: &Sysfs) -> Result<(), Error> {
-    let place = locate(host, pod, original, sysfs).await;
-    if matches!(place, Ok(Place::Unplugged)) {
-        return Ok(());
+    restore_from_anywhere(host, pod, original, sysfs, async || Ok(None)).await
+}
+
+/// The same for a VF that may have gone astray: `elsewhere` is asked for the namespace that has it if neither the pod
+/// nor the host does. Its [`Error::Foreign`] says that the VF is in use there by somebody else: then nothing is touched.
+pub async fn restore_from_anywhere<L: Links>(
+    host: &L,
+    pod: Option<&L>,
+    original: &Original,
+    sysfs: &Sysfs,
+    elsewhere: impl AsyncFn() -> Result<Option<L>, Error>,
+) -> Result<(), Error> {
+    let place = locate(host, pod, original, sysfs, elsewhere).await;
+    match place {
+        Ok(Place::Unplugged) => return Ok(()),
+        Err(error @ Error::Foreign { .. }) => {
+            return Err(Error::NotRestored { pci: original.pci, problems: vec![error] });
+        }
+        _ => {}
     }
     let mut problems = Vec::new();
     let pf = pf_index(sysfs, original);
@@ -24,14 +40,13 @@ pub async fn restore<L: Links>(host: &L, pod: Option<&L>, original: &Original, s
     if let Err(error) = pf_side(host, original, pf, &mut problems).await {
         problems.push(error);
     }
-    let home = match place {
-        Ok(Place::Pod(link)) => match pod {
-            Some(pod) => bring_home(host, pod, original, link, &mut problems).await,
-            None => Ok(None),
-        },
-        Ok(Place::Host(link)) => Ok(Some(link)),
-        Ok(Place::NoNetdev | Place::Unplugged) => mac::restore_at_pf(host, original, pf).await.map(|()| None),
-        Err(error) => Err(error),
+    let home = match (place, pod) {
+        (Ok(Place::Pod(link)), Some(pod)) => bring_home(host, pod, original, link, &mut problems).await,
+        (Ok(Place::Elsewhere(holder, link)), _) => bring_home(host, &holder, original, link, &mut problems).await,
+        (Ok(Place::Host(link)), _) => Ok(Some(link)),
+        (Ok(Place::NoNetdev), _) => mac::restore_at_pf(host, original, pf).await.map(|()| None),
+        (Ok(Place::Pod(_) | Place::Unplugged), _) => Ok(None),
+        (Err(error), _) => Err(error),
     };
     match home {
         Ok(Some(link)) => {

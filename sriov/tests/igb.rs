@@ -229,6 +229,48 @@ fn a_vf_comes_back_from_a_namespace_that_died() {
 }
 
 #[test]
+fn a_vf_is_found_in_whatever_namespace_it_is() {
+    run(async {
+        let before = host_links();
+        let host = host();
+        let device = vf(2).to_string();
+        let place = async || {
+            let found = sandbox::namespace_of_device(&device).await;
+            let listed: Vec<Netns> = sandbox::namespaces().collect();
+            found.unwrap_or_else(|| panic!("the VF is in none of {listed:#?}"))
+        };
+        assert!(place().await.same_as(host.netns()));
+        let (named, pod) = Pod::new("pod1");
+        let original = give(2, &Wanted::default(), &host, &pod).await;
+        assert!(place().await.same_as(pod.netns()));
+        assert_eq!(place().await.path().to_str(), Some("/run/netns/pod1"), "the mount is the cheapest to find");
+        // The mount is gone, and a process lives on inside.
+        let mut inside = Command::new("ip").args(["netns", "exec", "pod1", "sleep", "60"]).spawn().unwrap();
+        let home = format!("/proc/{}/ns/net", inside.id());
+        while !Netns::open(&home).unwrap().same_as(pod.netns()) {
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
+        drop(named);
+        let found = place().await;
+        assert!(found.same_as(pod.netns()));
+        assert_eq!(found.path().to_str(), Some(home.as_str()));
+        // Only an open descriptor is left.
+        let held = pod.netns().clone();
+        drop(found);
+        drop(pod);
+        inside.kill().unwrap();
+        inside.wait().unwrap();
+        let found = place().await;
+        assert!(found.same_as(&held));
+        assert!(found.path().starts_with("/proc") && found.path().to_string_lossy().contains("/fd/"), "{found:?}");
+        let pod = Rtnl::open(&found).unwrap();
+        restore(&host, Some(&pod), &original, &sysfs()).await.unwrap();
+        assert!(place().await.same_as(host.netns()));
+        assert_same(&before);
+    });
+}
+
+#[test]
 fn altnames_and_alias_come_back_and_a_clash_does_not_stop_the_move() {
     run(async {
         ok("ip link property add dev enp1s0v6 altname net1");

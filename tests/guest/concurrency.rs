@@ -119,7 +119,7 @@ impl Bed {
     fn attach(&self, slot: &Slot, random: &mut Random) -> Sandbox {
         let turn = more(&self.count.adds);
         let [pod, former] = pods(slot.number, turn % 2 == 0);
-        self.node.take_back(&former);
+        self.node.take_devices(&former);
         self.node.give(&pod, &[("bed.test/vf", &slot.vf.pci)]);
         let netns = self.node.world.netns();
         slot.expected.lock().unwrap().netns = Some(netns.clone());

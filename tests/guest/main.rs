@@ -12,6 +12,7 @@ mod concurrency;
 mod crash;
 mod deletion;
 mod node;
+mod ownership;
 mod pods;
 mod random;
 mod refusals;

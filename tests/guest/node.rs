@@ -105,8 +105,8 @@ impl Node {
         write_checkpoint(&given);
     }
 
-    /// Kubelet takes a pod's devices back.
-    pub(crate) fn take_back(&self, pod: &str) {
+    /// Kubelet takes back what it gave to a pod: it is gone from its point of view, whatever the runtime still has.
+    pub(crate) fn take_devices(&self, pod: &str) {
         let mut given = self.given.lock().unwrap();
         given.remove(pod);
         write_checkpoint(&given);

@@ -39,7 +39,8 @@ impl Engine {
     /// The first one with its network, step and cause; everything made was undone, and what could not be is named after.
     pub async fn add(&self) -> Result<Value, Error> {
         let netns = open_netns(&self.invocation.netns)?
-            .ok_or_else(|| Error::Netns(format!("CNI_NETNS {} is no network namespace", self.invocation.netns)))?;
+            .ok_or_else(|| Error::Netns(format!("CNI_NETNS {} is no network namespace", self.invocation.netns)))?
+            .identified()?;
         self.layout.create()?;
         let container = &self.invocation.container;
         let lock = SandboxLock::take(&self.layout.locks(), container, &self.records, self.deadline).await?;

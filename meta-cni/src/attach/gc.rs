@@ -10,7 +10,7 @@ use super::{
     del::is_owed,
     lock::SandboxLock,
     primary,
-    record::{Entry, Record},
+    record::{Call, Entry, Record},
 };
 use crate::cni::{Error, PluginList, chain};
 
@@ -21,6 +21,22 @@ struct Valid {
     container: String,
     #[serde(rename = "ifname")]
     if_name: String,
+}
+
+/// What the runtime says that lives.
+pub(super) struct Living {
+    /// The name of the conf that it speaks of.
+    conf: String,
+    /// Its list; none says nothing.
+    valid: Option<BTreeSet<Valid>>,
+}
+
+impl Living {
+    /// Whether the list is about this call, and does not have it.
+    pub(super) fn excludes(&self, call: &Call) -> bool {
+        let key = Valid { container: call.container.clone(), if_name: call.if_name.clone() };
+        call.conf == self.conf && self.valid.as_ref().is_some_and(|valid| !valid.contains(&key))
+    }
 }
 
 impl Engine {
@@ -39,15 +55,16 @@ impl Engine {
                     .map_err(|problem| Error::decode("cni.dev/valid-attachments", problem))?,
             ),
         };
-        let conf = self.invocation.conf.text("name")?;
+        let living = Living { conf: self.invocation.conf.text("name")?, valid };
         let mut errors = Vec::new();
         let mut survivors = Vec::new();
         for container in self.records.containers()? {
-            match self.collect(&container, &conf, valid.as_ref(), &mut survivors).await {
+            match self.collect(&container, &living, &mut survivors).await {
                 Ok(failed) => errors.extend(failed),
                 Err(error) => errors.push(error.of_network(format!("container {container}"))),
             }
         }
+        errors.extend(self.collect_vfs(&living).await);
         errors.extend(self.gc_of_plugins(&listed, &survivors).await);
         errors.extend(self.records.forget_unused_confs().err());
         errors.extend(SandboxLock::sweep(&self.layout.locks(), &self.records).err());
@@ -65,13 +82,12 @@ impl Engine {
     async fn collect(
         &self,
         container: &str,
-        conf: &str,
-        valid: Option<&BTreeSet<Valid>>,
+        living: &Living,
         survivors: &mut Vec<Record>,
     ) -> Result<Vec<Error>, Error> {
         let lock = SandboxLock::take(&self.layout.locks(), container, &self.records, self.deadline).await?;
         let (stale, kept): (Vec<Entry>, Vec<Entry>) =
-            self.records.of_container(container)?.into_iter().partition(|entry| self.is_stale(entry, conf, valid));
+            self.records.of_container(container)?.into_iter().partition(|entry| self.is_stale(entry, living));
         survivors.extend(kept.into_iter().filter_map(|entry| match entry {
             Entry::Good(record) => Some(*record),
             Entry::Torn { .. } => None,
@@ -92,17 +108,11 @@ impl Engine {
         Ok(errors)
     }
 
-    fn is_stale(&self, entry: &Entry, conf: &str, valid: Option<&BTreeSet<Valid>>) -> bool {
+    fn is_stale(&self, entry: &Entry, living: &Living) -> bool {
         let call = entry.call();
-        if is_owed(entry) {
-            return true;
-        }
-        let key = Valid { container: call.container.clone(), if_name: call.if_name.clone() };
-        match valid {
-            _ if call.conf != conf => false,
-            Some(valid) => !valid.contains(&key),
-            None => matches!(entry, Entry::Good(record) if record.boot_id != self.boot_id),
-        }
+        let of_another_boot = matches!(entry, Entry::Good(record) if record.boot_id != self.boot_id);
+        let listed = living.valid.is_some();
+        is_owed(entry) || living.excludes(call) || (!listed && call.conf == living.conf && of_another_boot)
     }
 
     /// Hands the list on: to the primary's chain as it is, to other executed networks the list of their own survivors.

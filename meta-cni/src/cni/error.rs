@@ -234,6 +234,7 @@ fn vf_code(error: &sriov::Error) -> u32 {
         | E::Userspace { .. }
         | E::NoNetdev { .. }
         | E::NotBack { .. }
+        | E::Foreign { .. }
         | E::Busy { .. } => 100,
         E::NotReported { .. }
         | E::MacInUse { .. }

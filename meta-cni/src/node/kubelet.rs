@@ -62,8 +62,51 @@ mod v1 {
 /// # Errors
 /// [`Error::TryLater`] when kubelet does not answer; [`Error::Io`], [`Error::Decode`] for the checkpoint.
 pub async fn devices(pod: &PodName, socket: &Path, checkpoint: &Path, deadline: Instant) -> Result<Devices, Error> {
+    Ok(match assigned(pod, socket, checkpoint, deadline).await? {
+        Assigned::ByPod(answer) => of_pod(pod, answer),
+        Assigned::Checkpoint(checkpoint) => checkpoint.of_pod(&pod.uid),
+    })
+}
+
+/// The other pods that kubelet gives a device to, as it names them; none in the ordinary case that it is this pod's
+/// alone.
+///
+/// # Errors
+/// As [`devices`].
+pub async fn other_holders(
+    device: &str,
+    pod: &PodName,
+    socket: &Path,
+    checkpoint: &Path,
+    deadline: Instant,
+) -> Result<Vec<String>, Error> {
+    Ok(match assigned(pod, socket, checkpoint, deadline).await? {
+        Assigned::ByPod(answer) => {
+            let others = answer
+                .pod_resources
+                .into_iter()
+                .filter(|other| (other.name.as_str(), other.namespace.as_str()) != (&pod.name, &pod.namespace));
+            others
+                .filter(|other| {
+                    let given = other.containers.iter().flat_map(|container| &container.devices);
+                    given.flat_map(|given| &given.device_ids).any(|id| id == device)
+                })
+                .map(|other| format!("{}/{}", other.namespace, other.name))
+                .collect()
+        }
+        Assigned::Checkpoint(checkpoint) => checkpoint.other_holders(device, &pod.uid),
+    })
+}
+
+/// What kubelet gave to the pods of the node.
+enum Assigned {
+    ByPod(v1::ListPodResourcesResponse),
+    Checkpoint(checkpoint::Checkpoint),
+}
+
+async fn assigned(pod: &PodName, socket: &Path, checkpoint: &Path, deadline: Instant) -> Result<Assigned, Error> {
     if socket.exists() {
-        return list(pod, socket, deadline).await;
+        return list(socket, deadline).await.map(Assigned::ByPod);
     }
     if !checkpoint.exists() {
         return Err(Error::TryLater(format!(
@@ -75,10 +118,11 @@ pub async fn devices(pod: &PodName, socket: &Path, checkpoint: &Path, deadline: 
         )));
     }
     let text = std::fs::read(checkpoint).map_err(|source| Error::io("read", checkpoint.display(), source))?;
-    checkpoint::devices(&text, &pod.uid).map_err(|problem| Error::decode(checkpoint.display().to_string(), problem))
+    let read = checkpoint::Checkpoint::read(&text);
+    read.map(Assigned::Checkpoint).map_err(|problem| Error::decode(checkpoint.display().to_string(), problem))
 }
 
-async fn list(pod: &PodName, socket: &Path, deadline: Instant) -> Result<Devices, Error> {
+async fn list(socket: &Path, deadline: Instant) -> Result<v1::ListPodResourcesResponse, Error> {
     let away = |problem: String| {
         Error::TryLater(format!("kubelet does not list the pods' devices at {}: {problem}", socket.display()))
     };
@@ -91,7 +135,7 @@ async fn list(pod: &PodName, socket: &Path, deadline: Instant) -> Result<Devices
     loop {
         let answer = timeout_at(deadline, call(&mut grpc)).await.map_err(|_| away("the deadline passed".to_owned()))?;
         match answer {
-            Ok(answer) => return Ok(of_pod(pod, answer)),
+            Ok(answer) => return Ok(answer),
             // kubelet limits the rate of this API (100 a second): multus-cni PR #1545.
             Err(status) if status.code() == Code::ResourceExhausted && Instant::now() + pause < deadline => {
                 sleep(pause).await;

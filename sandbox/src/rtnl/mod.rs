@@ -48,11 +48,11 @@ impl fmt::Debug for Rtnl {
 impl Rtnl {
     /// Opens a socket inside `netns`. Must be called within a tokio runtime.
     pub fn open(netns: &Netns) -> Result<Self, Error> {
-        let (handle, task) = conn::open(netns)?;
-        Ok(Self { netns: netns.clone(), handle, raw: OnceCell::new(), events: Mutex::new(None), _task: task })
+        let (handle, task, netns) = conn::open(netns)?;
+        Ok(Self { netns, handle, raw: OnceCell::new(), events: Mutex::new(None), _task: task })
     }
 
-    /// The namespace.
+    /// The namespace; it knows its cookie.
     pub fn netns(&self) -> &Netns {
         &self.netns
     }

@@ -2,8 +2,8 @@
 
 use std::net::IpAddr;
 
-use sandbox::{Dad, IfName, Netns, NewAddress, RouteSpec, Rtnl, configure, read_back};
-use sriov::{Owner, Standing, attach, find, restore};
+use sandbox::{Dad, IfName, Links, Netns, NewAddress, RouteSpec, Rtnl, configure, read_back};
+use sriov::{Owner, attach, find, is_owner_alias};
 
 use super::{
     BuiltinVf, LOCK_PATIENCE,
@@ -40,13 +40,12 @@ impl Engine {
             boot_id: self.boot_id.clone(),
             original: None,
         };
-        if let Standing::Abandoned(Some(former)) = leases.acquire(&lock, &owner)? {
-            tracing::warn!(vf = %vf.pci, former = former.call, "the VF's former owner is dead: giving the VF back first");
-            if let Some(original) = &former.original {
-                restore(&host, None, original, &sysfs()).await?;
-            }
+        self.claim(&lock, vf.pci, &owner, record).await?;
+        let mut original = find(&sysfs(), &host, vf.pci, &vf.wanted).await?;
+        if is_owner_alias(original.alias.as_deref()) {
+            self.repair_by_alias(&lock, vf.pci).await?;
+            original = find(&sysfs(), &host, vf.pci, &vf.wanted).await?;
         }
-        let original = find(&sysfs(), &host, vf.pci, &vf.wanted).await?;
         owner.original = Some(Box::new(original.clone()));
         leases.take(&lock, &owner)?;
         record.vf = Some(original.clone());
@@ -55,6 +54,8 @@ impl Engine {
         // A pool that has no address left is found out before the VF is touched.
         let reserved = self.reserve(&ipam, record)?;
         let attached = attach(&host, &pod, &original, &vf.wanted, &name).await?;
+        let alias = sriov::owner_alias(&owner_text(record), &original);
+        pod.change(attached.link.index, &[sandbox::LinkChange::Alias(alias)]).await?;
         let addresses = match (&ipam, reserved) {
             (BuiltinIpam::Executed(kind), _) => self.execute_ipam(kind, record, list).await?,
             (_, reserved) => reserved,
@@ -91,6 +92,15 @@ impl Engine {
             return Err(Error::DelegateBroken(format!("IPAM plugin {kind} returned missing IP config")));
         }
         Ok(Addresses { ips: result.ips, routes: result.routes, dns: result.dns })
+    }
+}
+
+/// Whom the alias of a VF names.
+fn owner_text(record: &Record) -> String {
+    let place = format!("{} of container {}", record.interface, record.call.container);
+    match &record.pod {
+        Some(pod) => format!("{}/{} {place}", pod.namespace, pod.name),
+        None => place,
     }
 }
 

@@ -4,6 +4,8 @@
 mod add;
 mod addresses;
 mod check;
+mod leftover;
+mod takeover;
 mod undo;
 
 use std::time::Duration;

@@ -2,10 +2,10 @@
 
 use std::{collections::BTreeSet, path::Path};
 
-use sandbox::{Netns, Rtnl};
-use sriov::{Original, PciAddress, restore};
+use sandbox::NetnsId;
+use sriov::{Original, PciAddress};
 
-use super::{BuiltinVf, LOCK_PATIENCE, lease_key, sysfs};
+use super::{BuiltinVf, LOCK_PATIENCE, lease_key};
 use crate::{
     attach::{
         Engine,
@@ -13,6 +13,27 @@ use crate::{
     },
     cni::{Command, Error, PluginList, chain},
 };
+
+/// What an attachment knows of the VF that it holds.
+pub(super) struct Holding<'a> {
+    /// Its key in the lease.
+    key: &'a str,
+    /// The boot it was made in; none if only the lease knows.
+    boot_id: Option<&'a str>,
+    /// The VF as it was found; none if only the lease knows.
+    original: Option<&'a Original>,
+    /// Where its namespace is, if that lives.
+    netns: Option<&'a str>,
+    /// Which namespace that was.
+    netns_id: Option<&'a NetnsId>,
+}
+
+impl<'a> Holding<'a> {
+    /// Nothing but what the lease says.
+    pub(super) fn by_lease(key: &'a str) -> Self {
+        Self { key, boot_id: None, original: None, netns: None, netns_id: None }
+    }
+}
 
 impl Engine {
     /// Gives VF and addresses back. The VF only if this attachment still holds it: it may be another pod's by now.
@@ -35,7 +56,14 @@ impl Engine {
         });
         if let Some(pci) = record.vf.as_ref().map(|original| original.pci).or(device) {
             let key = lease_key(&record.call, &record.interface);
-            errors.extend(self.give_back(pci, &key, record.vf.as_ref(), netns).await.err());
+            let holding = Holding {
+                key: &key,
+                boot_id: Some(&record.boot_id),
+                original: record.vf.as_ref(),
+                netns,
+                netns_id: record.netns_id.as_ref(),
+            };
+            errors.extend(self.give_back(pci, &holding).await.err());
         }
         if !errors.is_empty() {
             // The address is still on the interface: it must not be given to another pod yet.
@@ -51,28 +79,26 @@ impl Engine {
         Ok(())
     }
 
-    /// Restores a VF and drops its lease, if the lease is the caller's, or nobody's.
-    async fn give_back(
-        &self,
-        pci: PciAddress,
-        key: &str,
-        original: Option<&Original>,
-        netns: Option<&str>,
-    ) -> Result<(), Error> {
+    /// Restores a VF and drops its lease, if the lease is the caller's, or nobody's. What is left of another boot has
+    /// nothing to restore: that one's settings, names and namespaces are gone, and the VFs are new ones.
+    pub(super) async fn give_back(&self, pci: PciAddress, holding: &Holding<'_>) -> Result<(), Error> {
         let leases = self.leases();
         let lock = leases.lock(pci, LOCK_PATIENCE).await?;
         let owner = leases.owner(pci)?;
-        if owner.as_ref().is_some_and(|owner| owner.call != key) {
+        if owner.as_ref().is_some_and(|owner| owner.call != holding.key) {
             tracing::warn!(vf = %pci, owner = owner.map(|owner| owner.call), "the VF has another owner by now and is left alone");
             return Ok(());
         }
-        let of_lease = owner.and_then(|owner| owner.original);
-        if let Some(original) = original.or(of_lease.as_deref()) {
-            let host = Rtnl::open(&Netns::current()?)?;
-            let pod = netns.map(Netns::open).transpose()?.map(|netns| Rtnl::open(&netns)).transpose()?;
-            restore(&host, pod.as_ref(), original, &sysfs()).await?;
+        let original = holding.original.or(owner.as_ref().and_then(|owner| owner.original.as_deref()));
+        let boot_id = holding.boot_id.or(owner.as_ref().map(|owner| owner.boot_id.as_str()));
+        if let Some(original) = original.filter(|_| boot_id == Some(&self.boot_id)) {
+            let netns_id = owner.as_ref().map(|owner| &owner.netns).or(holding.netns_id);
+            self.bring_back(original, holding.netns, netns_id).await?;
         }
-        leases.release(&lock, key)?;
+        leases.release(&lock, holding.key)?;
+        if holding.original.is_some() {
+            leases.forget_torn(&lock)?;
+        }
         Ok(())
     }
 
@@ -94,10 +120,9 @@ impl Engine {
         let key = lease_key(call, interface);
         let leases = self.leases();
         for pci in leases.list()? {
-            let Some(owner) = leases.owner(pci)?.filter(|owner| owner.call == key) else { continue };
-            let alive = leases.is_alive(pci, &owner)?;
-            let netns = owner.netns.path.to_string_lossy().into_owned();
-            self.give_back(pci, &key, None, alive.then_some(netns.as_str())).await?;
+            if leases.owner(pci)?.is_some_and(|owner| owner.call == key) {
+                self.give_back(pci, &Holding::by_lease(&key)).await?;
+            }
         }
         let owner = ipam::Owner::new(&call.container, interface)?;
         for pool in std::fs::read_dir(ipam::DEFAULT_DATA_DIR).into_iter().flatten().flatten() {

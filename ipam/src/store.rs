@@ -133,6 +133,21 @@ impl Store {
         pass.finish()
     }
 
+    /// Removes leases that name nobody: their writer, or the machine, died before they were written, and no DEL will ever
+    /// come for them. Under the lock nobody is about to write one, host-local neither. Reads the whole pool.
+    ///
+    /// # Errors
+    /// [`Error::LockTimeout`] and [`Error::Io`]; everything that can be removed has been removed by then.
+    pub fn release_orphans(&self) -> Result<Vec<Released>, Error> {
+        let Some(held) = self.lock()? else { return Ok(Vec::new()) };
+        let mut pass = Pass::default();
+        for (address, path) in held.files()? {
+            pass.remove_if(&path, address, |claim| *claim == Claim::Orphan);
+        }
+        pass.remove_drafts(held.directory);
+        pass.finish()
+    }
+
     /// Locks the pool, making its directory if there is none.
     pub(crate) fn lock_or_create(&self) -> Result<Held<'_>, Error> {
         loop {

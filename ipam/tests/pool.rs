@@ -331,6 +331,22 @@ fn what_a_crash_leaves_harms_nobody() {
 }
 
 #[test]
+fn leases_that_name_nobody_are_removed_and_all_others_stay() {
+    let data = tempfile::tempdir().unwrap();
+    let pool = pool(data.path(), r#"[[{"subnet":"10.0.0.0/24"}]]"#);
+    assert_eq!(pool.store(WAIT).release_orphans().unwrap(), [], "no pool yet");
+    get(&pool, "c1", &[]);
+    plant(&pool, "10.0.0.3", "");
+    plant(&pool, "10.0.0.4", "\0\0\0\0");
+    plant(&pool, "10.0.0.5", "old");
+    plant(&pool, ".last_reserved_ip", "10.0.");
+    let removed = pool.store(WAIT).release_orphans().unwrap();
+    let removed: Vec<_> = removed.into_iter().map(|lease| (lease.address, lease.container)).collect();
+    assert_eq!(removed, [(ip("10.0.0.3"), None), (ip("10.0.0.4"), None)]);
+    assert_eq!(files(&pool), ["10.0.0.2=c1\r\neth0", "10.0.0.5=old", "last_reserved_ip.0=10.0.0.2"]);
+}
+
+#[test]
 fn names_and_directories_that_would_lead_elsewhere_are_refused() {
     let raw: RawIpam = serde_json::from_str(r#"{"subnet":"10.0.0.0/24"}"#).unwrap();
     for name in ["", "..", "a/b", ".hidden", "a b"] {

@@ -68,6 +68,7 @@ impl Engine {
         errors.extend(self.gc_of_plugins(&listed, &survivors).await);
         errors.extend(self.records.forget_unused_confs().err());
         errors.extend(SandboxLock::sweep(&self.layout.locks(), &self.records).err());
+        errors.extend(self.release_orphans());
         Error::join(errors).map_or(Ok(()), Err)
     }
 

@@ -17,12 +17,15 @@ use sandbox::{Links as _, Netns, Rtnl};
 use serde_json::json;
 
 use crate::{
-    node::{Node, Vf},
+    node::{Node, Vf, eventually},
     random::{Random, number},
 };
 
 /// How many calls are under way at a time.
 const WORKERS: u64 = 4;
+
+/// The VLAN of all VFs while they are in a pod.
+const VLAN: u16 = 12;
 
 /// A sandbox that the runtime made and has not deleted yet.
 struct Sandbox {
@@ -86,7 +89,7 @@ impl Bed {
         node.network(
             "net-a",
             "bed.test/vf",
-            &json!({"cniVersion": "1.0.0", "type": "sriov", "vlan": 12, "trust": "on", "mtu": 1600,
+            &json!({"cniVersion": "1.0.0", "type": "sriov", "vlan": VLAN, "trust": "on", "mtu": 1600,
                     "ipam": {"type": "host-local", "subnet": "10.11.0.0/24"}}),
         );
         let vfs: Vec<Vf> = node.a.iter().chain(&node.b).cloned().collect();
@@ -148,19 +151,20 @@ impl Bed {
         self.node.world.call(verb, &sandbox.container, netns, &self.node.conf).pod(&sandbox.pod)
     }
 
-    /// The end of a sandbox on a VF: its DEL now, or its namespace first and the DEL then or later.
-    fn detach(&self, slot: &Slot, mut sandbox: Sandbox, random: &mut Random) {
+    /// The end of a sandbox on a VF: its DEL now, or its namespace first and the DEL then or later. Says whether later.
+    fn detach(&self, slot: &Slot, mut sandbox: Sandbox, random: &mut Random) -> bool {
         *slot.expected.lock().unwrap() = Expected::default();
-        if random.below(3) == 0 {
+        if random.below(2) == 0 {
             self.node.world.delete_netns(&sandbox.netns);
             sandbox.is_dead = true;
             more(&self.count.vanished);
-            if random.below(2) == 0 {
+            if random.below(4) > 0 {
                 self.late.lock().unwrap().push(sandbox);
-                return;
+                return true;
             }
         }
         self.del(&sandbox, random);
+        false
     }
 
     /// DEL, perhaps killed once.
@@ -181,6 +185,15 @@ impl Bed {
         }
     }
 
+    /// The DELs that are late.
+    fn pay(&self, random: &mut Random) {
+        let late: Vec<Sandbox> = self.late.lock().unwrap().drain(..).collect();
+        for sandbox in late {
+            self.del(&sandbox, random);
+            more(&self.count.late);
+        }
+    }
+
     fn work(&self, mut random: Random, until: Instant) {
         while Instant::now() < until {
             if random.below(4) == 0 {
@@ -196,7 +209,12 @@ impl Bed {
             let Ok(mut place) = slot.sandbox.try_lock() else { continue };
             match place.take() {
                 None => *place = Some(self.attach(slot, &mut random)),
-                Some(sandbox) => self.detach(slot, sandbox, &mut random),
+                Some(sandbox) => {
+                    if self.detach(slot, sandbox, &mut random) {
+                        // So that the DEL meets the next owner.
+                        *place = Some(self.attach(slot, &mut random));
+                    }
+                }
             }
         }
     }
@@ -209,6 +227,7 @@ impl Bed {
             let mut addresses = BTreeMap::new();
             for slot in &self.slots {
                 let expected = slot.expected.lock().unwrap();
+                more(&self.count.looks);
                 let Some(netns) = &expected.netns else { continue };
                 let found = runtime.block_on(look(netns));
                 for (device, ..) in found.iter().filter(|(device, ..)| *device != slot.vf.pci) {
@@ -219,10 +238,13 @@ impl Bed {
                     if found != [there] {
                         self.wrong(format!("{netns} has {found:?}, was promised {} with {address}", slot.vf.pci));
                     }
+                    let vlan = runtime.block_on(vlan(&slot.vf));
+                    if vlan != Some(VLAN) {
+                        self.wrong(format!("{} in {netns} has VLAN {vlan:?}", slot.vf.pci));
+                    }
                     // The lock goes with the slot, so this pod may be gone by the time the same address is met again.
                     addresses.entry(address.clone()).or_insert_with(Vec::new).push(netns.clone());
                 }
-                more(&self.count.looks);
             }
             for (address, spaces) in addresses.into_iter().filter(|(_, spaces)| spaces.len() > 1) {
                 let held =
@@ -255,42 +277,64 @@ async fn look(netns: &str) -> Vec<(String, String, Vec<String>)> {
     found
 }
 
+/// The VLAN of a VF, as its PF has it.
+async fn vlan(vf: &Vf) -> Option<u16> {
+    let host = Rtnl::open(&Netns::current().unwrap()).unwrap();
+    let pf = host.by_name(&vf.pf).await.unwrap().expect("the PF");
+    let report = host.pf_report(pf.index).await.unwrap();
+    report.vf(u32::try_from(vf.number).unwrap()).and_then(|row| row.vlan).map(|vlan| vlan.id)
+}
+
+/// Tells the observer to end, also when a worker panics: else its scope would never end.
+struct Over<'a>(&'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// All pods come, then whatever comes by chance, then all go; observed all along.
+fn live(bed: &Bed, seed: u64, seconds: u64) {
+    let next = &AtomicUsize::new(0);
+    let work = move |worker| {
+        let mut random = Random::new(seed * 100 + worker);
+        while let Some(slot) = bed.slots.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let mut place = slot.sandbox.lock().unwrap();
+            *place = Some(bed.attach(slot, &mut random));
+        }
+        bed.work(random, Instant::now() + Duration::from_secs(seconds));
+    };
+    scope(|threads| {
+        let over = Over(&bed.is_over);
+        let observer = threads.spawn(|| bed.observe());
+        let workers: Vec<_> = (0..WORKERS).map(|worker| threads.spawn(move || work(worker))).collect();
+        for worker in workers {
+            worker.join().unwrap();
+        }
+        // The late ones first: they must leave alone who has their VF now.
+        let mut random = Random::new(seed);
+        bed.pay(&mut random);
+        let looked = bed.count.looks.load(Ordering::Relaxed);
+        assert!(eventually(|| bed.count.looks.load(Ordering::Relaxed) > looked + 2 * 14), "the observer looks twice");
+        for slot in &bed.slots {
+            if let Some(sandbox) = slot.sandbox.lock().unwrap().take() {
+                bed.detach(slot, sandbox, &mut random);
+            }
+        }
+        bed.pay(&mut random);
+        drop(over);
+        observer.join().unwrap();
+    });
+}
+
 #[test]
 fn fourteen_pods_on_fourteen_vfs() {
     let seconds = number("META_CNI_CONCURRENCY_SECONDS", 10);
     let seed = number("META_CNI_SEED", 1);
     let bed = Bed::new();
     assert_eq!(bed.slots.len(), 14);
-    let next = AtomicUsize::new(0);
-    scope(|threads| {
-        let (bed, next) = (&bed, &next);
-        let observer = threads.spawn(|| bed.observe());
-        // First all fourteen, then whatever comes.
-        let work = move |worker| {
-            let mut random = Random::new(seed * 100 + worker);
-            while let Some(slot) = bed.slots.get(next.fetch_add(1, Ordering::Relaxed)) {
-                let mut place = slot.sandbox.lock().unwrap();
-                *place = Some(bed.attach(slot, &mut random));
-            }
-            bed.work(random, Instant::now() + Duration::from_secs(seconds));
-        };
-        let workers: Vec<_> = (0..WORKERS).map(|worker| threads.spawn(move || work(worker))).collect();
-        for worker in workers {
-            worker.join().unwrap();
-        }
-        bed.is_over.store(true, Ordering::Relaxed);
-        observer.join().unwrap();
-    });
-    // The last DEL of each, and the late ones.
-    let mut random = Random::new(seed);
-    for slot in &bed.slots {
-        if let Some(sandbox) = slot.sandbox.lock().unwrap().take() {
-            bed.detach(slot, sandbox, &mut random);
-        }
-    }
-    for sandbox in bed.late.lock().unwrap().drain(..) {
-        bed.del(&sandbox, &mut random);
-    }
+    live(&bed, seed, seconds);
     println!("concurrency: seed {seed}, {seconds} s: {:?}", bed.count);
     let wrong = bed.wrong.lock().unwrap();
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));

@@ -60,6 +60,12 @@ pub trait Links {
     /// Takes an alternative name away.
     fn del_altname(&self, index: u32, name: &str) -> impl Future<Output = Result<(), Error>>;
 
+    /// Makes a link of kind `dummy`, down; EEXIST if the name is taken.
+    fn add_dummy(&self, name: &str) -> impl Future<Output = Result<(), Error>>;
+
+    /// Deletes a link that was made by a message; the kernel refuses it for a device (EOPNOTSUPP).
+    fn del_link(&self, index: u32) -> impl Future<Output = Result<(), Error>>;
+
     /// The addresses of a link, both families (a dump).
     fn addresses(&self, index: u32) -> impl Future<Output = Result<Vec<Address>, Error>>;
 

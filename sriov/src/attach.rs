@@ -5,6 +5,7 @@ use sandbox::{IfName, Link, LinkChange, Links, MacAddr, VfSetting, announcing_sy
 
 use crate::locate::{Patience, in_namespace};
 use crate::mac::{NOT_READY, READY, change_when_ready, ensure_own, is_one_of, set_own_first, when_ready};
+use crate::original::OriginalNetdev;
 use crate::{Error, Original, Wanted};
 
 /// A VF in its pod: up, with its name, without addresses.
@@ -32,15 +33,16 @@ pub async fn attach<L: Links>(
     alias: Option<&str>,
 ) -> Result<Attached, Error> {
     let kernel = |source| original.kernel(source);
+    let netdev = original.interface()?;
     if let Some(mac) = wanted.mac {
-        set_own_first(host, original, mac).await?;
+        set_own_first(host, original, netdev.index, mac).await?;
     }
     set_through_pf(host, original, &wanted.pf_settings()).await?;
-    clear_the_way(host, pod, original, name).await?;
+    clear_the_way(host, pod, original, netdev, name).await?;
     let mut changes = Vec::new();
-    changes.extend(wanted.mtu.filter(|mtu| *mtu != original.mtu).map(LinkChange::Mtu));
+    changes.extend(wanted.mtu.filter(|mtu| *mtu != netdev.mtu).map(LinkChange::Mtu));
     changes.extend(alias.map(|text| LinkChange::Alias(text.to_owned())));
-    move_into(host, pod, original, name, &changes).await?;
+    move_into(host, pod, (original, netdev.index), name, &changes).await?;
     pod.write_sysctls(&announcing_sysctls(name)).await.map_err(kernel)?;
     if let Some(mac) = wanted.mac {
         let link = arrived(pod, original, name).await?;
@@ -52,7 +54,7 @@ pub async fn attach<L: Links>(
     verify(host, pod, original, wanted, name, alias).await
 }
 
-fn taken(original: &Original, name: &str, place: &'static str, other: &Link) -> Error {
+pub(crate) fn taken(original: &Original, name: &str, place: &'static str, other: &Link) -> Error {
     Error::NameTaken { pci: original.pci, name: name.to_owned(), place, other: describe(other) }
 }
 
@@ -65,27 +67,38 @@ pub(crate) fn describe(link: &Link) -> String {
 }
 
 /// All settings in one message; if the kernel refuses it, one by one, because only so does it tell which it was.
-async fn set_through_pf<L: Links>(host: &L, original: &Original, settings: &[VfSetting]) -> Result<(), Error> {
-    let (pf, number) = (original.pf_index, original.number);
+/// Without a PF there are none: [`crate::find`] refused them, but for an address, which the VF may set itself.
+pub(crate) async fn set_through_pf<L: Links>(
+    host: &L,
+    original: &Original,
+    settings: &[VfSetting],
+) -> Result<(), Error> {
+    let Some((pf, number)) = original.pf.as_ref().map(|pf| (pf.index, pf.number)) else { return Ok(()) };
     let Some(first) = settings.first() else { return Ok(()) };
     let Err(error) = host.set_vf(pf, number, settings).await else { return Ok(()) };
     if error.errno().is_none() {
         return Err(original.kernel(error));
     }
     if settings.len() == 1 {
-        return Err(refused(host, original, first, error).await);
+        return Err(refused(host, original, pf, first, error).await);
     }
     for setting in settings {
         if let Err(error) = host.set_vf(pf, number, &[*setting]).await {
-            return Err(refused(host, original, setting, error).await);
+            return Err(refused(host, original, pf, setting, error).await);
         }
     }
     Ok(())
 }
 
 /// Names the culprit, and the cause where it can be known.
-async fn refused<L: Links>(host: &L, original: &Original, setting: &VfSetting, error: sandbox::Error) -> Error {
-    let pf = host.by_index(original.pf_index).await;
+async fn refused<L: Links>(
+    host: &L,
+    original: &Original,
+    pf: u32,
+    setting: &VfSetting,
+    error: sandbox::Error,
+) -> Error {
+    let pf = host.by_index(pf).await;
     let hint = match pf {
         Ok(Some(pf)) if !pf.up => Some(format!("the PF is down: bring it up (ip link set {} up)", pf.name)),
         _ => None,
@@ -95,11 +108,17 @@ async fn refused<L: Links>(host: &L, original: &Original, setting: &VfSetting, e
 
 /// Deletes those alternative names of the VF that would stop the move: the wanted name itself, and what the pod already
 /// has. [`crate::restore`] gives them back.
-async fn clear_the_way<L: Links>(host: &L, pod: &L, original: &Original, name: &IfName) -> Result<(), Error> {
+async fn clear_the_way<L: Links>(
+    host: &L,
+    pod: &L,
+    original: &Original,
+    netdev: &OriginalNetdev,
+    name: &IfName,
+) -> Result<(), Error> {
     let kernel = |source| original.kernel(source);
-    for altname in &original.altnames {
+    for altname in &netdev.altnames {
         if altname == name.as_str() || pod.by_name(altname).await.map_err(kernel)?.is_some() {
-            host.del_altname(original.index, altname).await.map_err(kernel)?;
+            host.del_altname(netdev.index, altname).await.map_err(kernel)?;
         }
     }
     Ok(())
@@ -109,12 +128,12 @@ async fn clear_the_way<L: Links>(host: &L, pod: &L, original: &Original, name: &
 async fn move_into<L: Links>(
     host: &L,
     pod: &L,
-    original: &Original,
+    (original, index): (&Original, u32),
     name: &IfName,
     changes: &[LinkChange],
 ) -> Result<(), Error> {
     let kernel = |source| original.kernel(source);
-    let Err(error) = host.move_with(original.index, pod, name, changes).await else { return Ok(()) };
+    let Err(error) = host.move_with(index, pod, name, changes).await else { return Ok(()) };
     if let Some(link) = in_namespace(pod, original).await.map_err(kernel)? {
         finish_move(pod, original, &link, name, changes).await?;
     }
@@ -162,6 +181,22 @@ async fn arrived<L: Links>(pod: &L, original: &Original, name: &IfName) -> Resul
     }
 }
 
+/// An address that the PF, if there is one, does not have as wanted (yet).
+pub(crate) async fn mac_differs_at_pf<L: Links>(
+    host: &L,
+    original: &Original,
+    wanted: MacAddr,
+) -> Result<Option<Error>, Error> {
+    let Some(pf) = &original.pf else { return Ok(None) };
+    let report = host.pf_report(pf.index).await.map_err(|source| original.kernel(source))?;
+    let found = report.vf(pf.number).and_then(|vf| vf.mac);
+    if found == Some(wanted) {
+        return Ok(None);
+    }
+    let (wanted, found) = (wanted.to_string(), format!("{found:?}"));
+    Ok(Some(Error::Unverified { pci: original.pci, what: "mac at the PF", wanted, found }))
+}
+
 /// Reads the VF back, and its PF too if an address was asked for: some drivers apply it after the answer.
 async fn verify<L: Links>(
     host: &L,
@@ -185,14 +220,10 @@ async fn verify<L: Links>(
         } else if let Some(alias) = alias.filter(|alias| link.alias.as_deref() != Some(*alias)) {
             Some(unverified("alias", alias.to_owned(), link.alias.clone().unwrap_or_default()))
         } else if let Some(wanted) = wanted.mac {
-            let report = host.pf_report(original.pf_index).await.map_err(kernel)?;
-            let at_pf = report.vf(original.number).and_then(|vf| vf.mac);
             if mac != wanted {
                 Some(unverified("mac", wanted.to_string(), mac.to_string()))
-            } else if at_pf != Some(wanted) {
-                Some(unverified("mac at the PF", wanted.to_string(), format!("{at_pf:?}")))
             } else {
-                None
+                mac_differs_at_pf(host, original, wanted).await?
             }
         } else {
             None

@@ -129,6 +129,7 @@ fn every_attribute_is_in_the_pfs_own_report_and_is_back_afterwards() {
             rate: Some(Rate { min: 0, max: 200 }),
             link_state: None,
             mtu: Some(9000),
+            ..Wanted::default()
         };
         let original = give(1, &wanted, &host, &pod).await;
         let row = table(1);
@@ -148,8 +149,10 @@ fn every_attribute_is_in_the_pfs_own_report_and_is_back_afterwards() {
         restore(&host, Some(&pod), &original, &sysfs()).await.unwrap();
         assert_same(&before);
         // Not locked: the VF may set its own address, and have its own again.
-        host.change(original.index, &[LinkChange::Mac(MAC)]).await.unwrap();
-        host.change(original.index, &[LinkChange::Mac(original.mac)]).await.unwrap();
+        host.change(original.interface().unwrap().index, &[LinkChange::Mac(MAC)]).await.unwrap();
+        host.change(original.interface().unwrap().index, &[LinkChange::Mac(original.interface().unwrap().mac)])
+            .await
+            .unwrap();
         assert_same(&before);
     });
 }

@@ -8,7 +8,9 @@ mod harness;
 
 mod addresses;
 mod attributes;
+mod comparison;
 mod deletion;
+mod kinds;
 mod node;
 mod ownership;
 mod pods;

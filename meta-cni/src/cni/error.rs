@@ -226,12 +226,18 @@ fn vf_code(error: &sriov::Error) -> u32 {
         | E::BadLinkState(_)
         | E::BadRate { .. }
         | E::RateOrder { .. }
-        | E::BadMtu(_) => 7,
+        | E::BadMtu(_)
+        | E::BadRestorePolicy(_)
+        | E::Userspace { .. }
+        | E::DummyForKernel { .. }
+        | E::NoPfHere { .. } => 7,
         E::NotPresent { .. }
         | E::NotAVf { .. }
         | E::NoPf { .. }
         | E::NoVfNumber { .. }
-        | E::Userspace { .. }
+        | E::UsedByHost { .. }
+        | E::SharedGroup { .. }
+        | E::NoIommu { .. }
         | E::NoNetdev { .. }
         | E::NotBack { .. }
         | E::Foreign { .. }

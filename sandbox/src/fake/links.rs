@@ -142,6 +142,14 @@ impl Links for FakeLinks {
         })
     }
 
+    async fn add_dummy(&self, name: &str) -> Result<(), Error> {
+        self.send("make a dummy link", name, |model| model.add_dummy(self.ns, name))
+    }
+
+    async fn del_link(&self, index: u32) -> Result<(), Error> {
+        self.send("delete the link", &format!("link {index}"), |model| model.del_link(self.ns, index))
+    }
+
     async fn addresses(&self, index: u32) -> Result<Vec<Address>, Error> {
         self.send("read addresses", &format!("link {index}"), |model| {
             let of_link = model.addresses.iter().filter(|(ns, of, _)| (*ns, *of) == (self.ns, index));

@@ -83,12 +83,14 @@ pub(super) enum Role {
         reset_to: Option<MacAddr>,
         /// Events until it arrives in the host, after its namespace died.
         absent: u32,
+        /// Its kernel driver has it, so that it has an interface.
+        bound: bool,
     },
 }
 
 impl Role {
     pub(super) fn vf(pf: u32, number: u32) -> Self {
-        Role::Vf { pf, number, locked: false, resetting: 0, reset_to: None, absent: 0 }
+        Role::Vf { pf, number, locked: false, resetting: 0, reset_to: None, absent: 0, bound: true }
     }
 }
 
@@ -151,7 +153,7 @@ impl Model {
         found.ok_or(Errno::ENODEV)
     }
 
-    fn name_taken(&self, ns: u32, name: &str, but: usize) -> bool {
+    pub(super) fn name_taken(&self, ns: u32, name: &str, but: usize) -> bool {
         self.devices
             .iter()
             .enumerate()
@@ -364,6 +366,6 @@ impl Model {
 
 impl Device {
     pub(super) fn is_present(&self) -> bool {
-        !matches!(self.role, Role::Vf { absent: 1.., .. })
+        !matches!(self.role, Role::Vf { absent: 1.., .. } | Role::Vf { bound: false, .. })
     }
 }

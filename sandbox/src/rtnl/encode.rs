@@ -8,8 +8,8 @@ use netlink_packet_core::DefaultNla;
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope};
 use netlink_packet_route::link::{
-    LinkAttribute, LinkFlags, LinkMessage, LinkVfInfo, Prop, VfInfo, VfInfoLinkState, VfInfoMac, VfInfoRate,
-    VfInfoSpoofCheck, VfInfoTrust, VfLinkState, VfVlan as WireVlan, VfVlanInfo, VlanProtocol,
+    InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, LinkVfInfo, Prop, VfInfo, VfInfoLinkState, VfInfoMac,
+    VfInfoRate, VfInfoSpoofCheck, VfInfoTrust, VfLinkState, VfVlan as WireVlan, VfVlanInfo, VlanProtocol,
 };
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteMetric, RouteNextHop, RouteNextHopFlags,
@@ -99,6 +99,11 @@ pub(super) fn link_changes(index: u32, changes: &[LinkChange]) -> LinkMessage {
         message.header.flags.set(flag.0, flag.1);
     }
     message
+}
+
+pub(super) fn dummy(name: &str) -> LinkMessage {
+    let kind = LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Dummy)]);
+    link_message(0, vec![LinkAttribute::IfName(name.to_owned()), kind])
 }
 
 /// A change with an interface that is named: without an index, the kernel looks IFLA_IFNAME up.

@@ -159,6 +159,17 @@ impl Links for Rtnl {
         conn::request(&self.handle, message, NLM_F_ACK, &step, &format!("link {index}")).await.map(drop)
     }
 
+    async fn add_dummy(&self, name: &str) -> Result<(), Error> {
+        let message = Message::NewLink(encode::dummy(name));
+        let flags = NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL;
+        conn::request(&self.handle, message, flags, "make a dummy link", name).await.map(drop)
+    }
+
+    async fn del_link(&self, index: u32) -> Result<(), Error> {
+        let message = Message::DelLink(LinkUnspec::new_with_index(index).build());
+        conn::request(&self.handle, message, NLM_F_ACK, "delete the link", &format!("link {index}")).await.map(drop)
+    }
+
     async fn addresses(&self, index: u32) -> Result<Vec<Address>, Error> {
         let mut query = AddressMessage::default();
         // Honoured with strict checking only; older kernels send all.

@@ -76,7 +76,7 @@ fn an_attribute_that_the_driver_refuses_is_named() {
             let wanted = Wanted { vlan: wanted.vlan.or(much().vlan), spoofchk: Some(false), ..wanted };
             let original = node.find(&wanted).await.unwrap();
             let error = node.attach(&original, &wanted).await.unwrap_err();
-            assert_eq!(node.kernel.vf(1).unwrap().mac, original.report.as_ref().unwrap().mac);
+            assert_eq!(node.kernel.vf(1).unwrap().mac, original.report().unwrap().mac);
             node.restore(&original).await.unwrap();
             assert_eq!(node.kernel.snapshot(), before);
             assert!(matches!(error, Error::Attribute { .. }), "{error:?}");
@@ -132,7 +132,7 @@ fn the_original_survives_its_record() {
         let node = node(Driver::Bnxt);
         decorate(&node.kernel);
         let original = node.find(&much()).await.unwrap();
-        assert_eq!(original.report.as_ref().unwrap().trust, None, "not reported stays not reported");
+        assert_eq!(original.report().unwrap().trust, None, "not reported stays not reported");
         let json = serde_json::to_string(&original).unwrap();
         assert_eq!(serde_json::from_str::<Original>(&json).unwrap(), original);
     });
@@ -173,11 +173,11 @@ fn an_attachment_takes_ten_messages() {
         let kinds: Vec<&str> = messages.iter().map(|message| message.split(' ').next().unwrap()).collect();
         let wanted = ["read", "read", "set", "move", "set", "read", "add", "add", "read", "list"];
         assert_eq!(kinds, wanted, "{messages:#?}");
-        assert_eq!(messages[1], format!("read a PF and its VFs link {}", original.pf_index));
+        assert_eq!(messages[1], format!("read a PF and its VFs link {}", original.pf.as_ref().unwrap().index));
         assert_eq!(
             messages[2],
-            format!("set vlan 100 qos 3, spoofchk on, trust on VF 1 of link {}", original.pf_index)
+            format!("set vlan 100 qos 3, spoofchk on, trust on VF 1 of link {}", original.pf.as_ref().unwrap().index)
         );
-        assert_eq!(messages[3], format!("move to 1 as net1, alias link {}", original.index));
+        assert_eq!(messages[3], format!("move to 1 as net1, alias link {}", original.interface().unwrap().index));
     });
 }

@@ -135,7 +135,7 @@ fn a_vf_that_lost_its_driver_is_restored_at_the_pf() {
         fs::remove_file(node.sysfs.root.join("bus/pci/devices/0000:01:10.1/driver")).unwrap();
         node.restore(&original).await.unwrap();
         let vf = node.kernel.vf(1).unwrap();
-        let before = original.report.clone().unwrap();
+        let before = original.report().unwrap().clone();
         assert_eq!(vf.mac, Some(MacAddr::ZERO), "the driver gives it one when it comes back");
         assert_eq!((vf.vlan, vf.trust, vf.spoofchk), (before.vlan, before.trust, before.spoofchk));
     });
@@ -159,7 +159,7 @@ fn names_that_are_taken_are_reported_and_all_else_comes_back() {
             let Error::NameTaken { name, place: "the pod", other: named, .. } = &error else { panic!("{error:?}") };
             assert_eq!((name.as_str(), named.clone()), ("net1", format!("{other}, index {holder}")));
             let place = if stays { HOST } else { POD };
-            assert_eq!(node.kernel.link(place, "eth0v1").unwrap().index, original.index);
+            assert_eq!(node.kernel.link(place, "eth0v1").unwrap().index, original.interface().unwrap().index);
             node.restore(&original).await.unwrap();
             assert_eq!(node.kernel.snapshot(), before);
         });
@@ -172,11 +172,11 @@ fn names_that_are_taken_are_reported_and_all_else_comes_back() {
         let error = node.restore(&original).await.unwrap_err();
         let Error::NotRestored { problems, .. } = &error else { panic!("{error:?}") };
         assert!(matches!(&problems[0], Error::NameTaken { name, .. } if name == "eth0v1"), "{problems:?}");
-        let spare = node.kernel.link(HOST, &format!("dev{}", original.index)).unwrap();
-        assert_eq!((spare.mac, spare.mtu), (Some(original.mac), 1500), "all but the name is back");
+        let spare = node.kernel.link(HOST, &format!("dev{}", original.interface().unwrap().index)).unwrap();
+        assert_eq!((spare.mac, spare.mtu), (Some(original.interface().unwrap().mac), 1500), "all but the name is back");
         node.kernel.tweak("eth0v1", |link| link.name = "gone".into());
         node.restore(&original).await.unwrap();
-        assert_eq!(node.kernel.link(HOST, "eth0v1").unwrap().mac, Some(original.mac));
+        assert_eq!(node.kernel.link(HOST, "eth0v1").unwrap().mac, Some(original.interface().unwrap().mac));
     });
 }
 
@@ -187,7 +187,7 @@ fn a_kernel_without_parent_devices_works_by_permanent_address() {
         node.kernel.without_parent_devices();
         let before = node.kernel.snapshot();
         let original = node.find(&much()).await.unwrap();
-        assert!(original.perm_mac.is_some());
+        assert!(original.interface().unwrap().perm_mac.is_some());
         node.attach(&original, &much()).await.unwrap();
         node.kernel.kill_netns(POD, 2);
         restore(&node.host, None, &original, &node.sysfs).await.unwrap();

@@ -110,6 +110,7 @@ pub(crate) fn much() -> Wanted {
         rate: Some(Rate { min: 0, max: 200 }),
         link_state: None,
         mtu: Some(9000),
+        ..Wanted::default()
     }
 }
 

@@ -43,7 +43,7 @@ impl Engine {
         };
         self.claim(&lock, vf.pci, &owner, record).await?;
         let mut original = find(&sysfs(), &host, vf.pci, &vf.wanted).await?;
-        if is_owner_alias(original.alias.as_deref()) {
+        if is_owner_alias(original.netdev.as_ref().and_then(|netdev| netdev.alias.as_deref())) {
             self.repair_by_alias(&lock, vf.pci).await?;
             original = find(&sysfs(), &host, vf.pci, &vf.wanted).await?;
         }
@@ -54,6 +54,9 @@ impl Engine {
 
         // A pool that has no address left is found out before the VF is touched.
         let reserved = self.reserve(&ipam, record)?;
+        if original.netdev.is_none() {
+            return self.add_userspace(record, list, &vf, (&ipam, reserved), (&host, &pod, &name)).await;
+        }
         let alias = vf_alias(record, &original);
         let attached = attach(&host, &pod, &original, &vf.wanted, &name, Some(&alias)).await?;
         let addresses = match (&ipam, reserved) {
@@ -78,7 +81,12 @@ impl Engine {
     }
 
     /// Runs an IPAM plugin that is not built in.
-    async fn execute_ipam(&self, kind: &str, record: &mut Record, list: &PluginList) -> Result<Addresses, Error> {
+    pub(super) async fn execute_ipam(
+        &self,
+        kind: &str,
+        record: &mut Record,
+        list: &PluginList,
+    ) -> Result<Addresses, Error> {
         record.executed_ipam = Some(kind.to_owned());
         // Its state elsewhere survives a power cut, so must our knowledge of it.
         self.records.write(record, true)?;
@@ -92,7 +100,7 @@ impl Engine {
     }
 }
 
-async fn set_addresses(pod: &Rtnl, link: &sandbox::Link, result: &CniResult) -> Result<(), Error> {
+pub(super) async fn set_addresses(pod: &Rtnl, link: &sandbox::Link, result: &CniResult) -> Result<(), Error> {
     // An address from an allocator is nobody else's: duplicate detection would only delay it.
     let addresses: Vec<NewAddress> =
         result.ips.iter().map(|ip| NewAddress { net: ip.address, dad: Dad::Skip }).collect();

@@ -141,7 +141,7 @@ impl Engine {
     pub(super) async fn repair_by_alias(&self, lock: &VfLock, pci: PciAddress) -> Result<(), Error> {
         let host = Rtnl::open(&Netns::current()?)?;
         let Some(original) = original_by_alias(&sysfs(), &host, pci).await? else { return Ok(()) };
-        tracing::warn!(vf = %pci, name = original.name, "no record is left of a VF: it is given back by its alias");
+        tracing::warn!(vf = %pci, "no record is left of a VF: it is given back by its alias");
         let nowhere = NetnsId { path: "".into(), dev: 0, inode: 0, cookie: None };
         let repair = Owner {
             call: REPAIR.to_owned(),

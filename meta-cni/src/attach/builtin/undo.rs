@@ -106,9 +106,12 @@ impl Engine {
             return Ok(());
         }
         // Without a lease another attachment may have had it since, and given it back.
-        if owner.is_none() && !leases.is_torn(pci)? && !is_marked(pci, holding).await? {
-            tracing::warn!(vf = %pci, "the VF is not this attachment's any more and is left alone");
-            return Ok(());
+        if owner.is_none() && !leases.is_torn(pci)? {
+            let Some(original) = holding.original else { return Ok(()) };
+            if !is_marked(original.pci, holding).await? {
+                tracing::warn!(vf = %pci, "the VF is not this attachment's any more and is left alone");
+                return Ok(());
+            }
         }
         let original = holding.original.or(owner.as_ref().and_then(|owner| owner.original.as_deref()));
         let boot_id = holding.boot_id.or(owner.as_ref().map(|owner| owner.boot_id.as_str()));

@@ -84,6 +84,10 @@ fn a_vf_with_vlan_spoofchk_trust_and_one_address_takes_ten_messages() {
         ("get routes, all", "read back"),
     ];
     assert_eq!(add, wanted.map(|(request, _)| request));
+    // The namespace's cookie costs none.
+    let lease = fs::read_to_string(format!("/var/lib/cni/meta-cni/vfs/{}.json", node.a[1].pci)).unwrap();
+    let lease: Value = serde_json::from_str(&lease).unwrap();
+    assert!(lease["netns"]["cookie"].as_u64().is_some(), "{:#}", lease["netns"]);
     let net1 = Interface::find(&vf, "net1").unwrap();
     assert_eq!(net1.link["ifalias"], "meta-cni: default/p net1 of container p");
     assert_eq!(net1.addresses(), ["10.11.0.7/24"]);

@@ -9,6 +9,8 @@ mod harness;
 mod addresses;
 mod attributes;
 mod deletion;
+mod face;
 mod node;
 mod pods;
 mod refusals;
+mod takeover;

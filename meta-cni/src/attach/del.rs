@@ -11,6 +11,7 @@ use super::{
 use crate::{
     cluster::PodName,
     cni::{Error, chain},
+    face::Face,
 };
 use serde_json::Value;
 
@@ -22,7 +23,9 @@ impl Engine {
     pub async fn del(&self) -> Result<(), Error> {
         self.layout.create()?;
         let call = self.call()?;
-        let lock = SandboxLock::take(&self.layout.locks(), &call.container, &self.records, self.deadline).await?;
+        let lock =
+            SandboxLock::take(self.layout.sandbox_lock(&call.container), &call.container, &self.records, self.deadline)
+                .await?;
         let entries = self.records.of_container(&call.container)?;
         let (own, others): (Vec<Entry>, Vec<Entry>) = entries.into_iter().partition(|entry| *entry.call() == call);
         // An attachment that is owed was answered before: it is GC's now, but a DEL is as good a moment.
@@ -32,7 +35,11 @@ impl Engine {
         let mut errors = self.undo_entries(own, &self.invocation.netns).await;
         if !primary_is_known || torn {
             errors.extend(self.undo_unrecorded(&call, &recorded).await);
-            errors.extend(self.del_unrecorded_primary().await.err());
+            let unrecorded = match self.face {
+                Face::Meta => self.del_unrecorded_primary().await,
+                Face::Sriov => self.del_unrecorded_vf().await,
+            };
+            errors.extend(unrecorded.err());
         }
         if let Some(error) = Error::join(errors) {
             if self.records.of_container(&call.container).is_ok_and(|left| left.is_empty()) {

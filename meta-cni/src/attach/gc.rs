@@ -12,7 +12,10 @@ use super::{
     primary,
     record::{Entry, Record},
 };
-use crate::cni::{Error, PluginList, chain};
+use crate::{
+    cni::{Error, PluginList, chain},
+    face::Face,
+};
 
 /// An attachment as the runtime lists it.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
@@ -39,7 +42,7 @@ impl Engine {
                     .map_err(|problem| Error::decode("cni.dev/valid-attachments", problem))?,
             ),
         };
-        let conf = self.invocation.conf.text("name")?;
+        let conf = self.call()?.conf;
         let mut errors = Vec::new();
         let mut survivors = Vec::new();
         for container in self.records.containers()? {
@@ -48,7 +51,19 @@ impl Engine {
                 Err(error) => errors.push(error.of_network(format!("container {container}"))),
             }
         }
-        errors.extend(self.gc_of_plugins(&listed, &survivors).await);
+        match self.face {
+            Face::Meta => errors.extend(self.gc_of_plugins(&listed, &survivors).await),
+            Face::Sriov => {
+                if let Some(valid) = &valid {
+                    let listed_ones = valid.iter().map(|one| (one.container.as_str(), one.if_name.as_str()));
+                    // What could not be undone may still have its address on the interface.
+                    let left =
+                        survivors.iter().map(|record| (record.call.container.as_str(), record.interface.as_str()));
+                    let keep: Vec<(&str, &str)> = listed_ones.chain(left).collect();
+                    errors.extend(self.gc_addresses(&listed, &keep).await.err());
+                }
+            }
+        }
         errors.extend(self.records.forget_unused_confs().err());
         Error::join(errors).map_or(Ok(()), Err)
     }
@@ -68,7 +83,8 @@ impl Engine {
         valid: Option<&BTreeSet<Valid>>,
         survivors: &mut Vec<Record>,
     ) -> Result<Vec<Error>, Error> {
-        let lock = SandboxLock::take(&self.layout.locks(), container, &self.records, self.deadline).await?;
+        let lock =
+            SandboxLock::take(self.layout.sandbox_lock(container), container, &self.records, self.deadline).await?;
         let (stale, kept): (Vec<Entry>, Vec<Entry>) =
             self.records.of_container(container)?.into_iter().partition(|entry| self.is_stale(entry, conf, valid));
         survivors.extend(kept.into_iter().filter_map(|entry| match entry {

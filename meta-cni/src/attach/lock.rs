@@ -31,12 +31,11 @@ impl SandboxLock {
     /// # Errors
     /// [`Error::TryLater`] when another verb holds it for too long, [`Error::Io`].
     pub(super) async fn take(
-        locks: &Path,
+        path: PathBuf,
         container: &str,
         records: &Records,
         deadline: Instant,
     ) -> Result<Self, Error> {
-        let path = locks.join(format!("sandbox-{container}"));
         let begun = Instant::now();
         let mut pause = Duration::from_millis(2);
         loop {

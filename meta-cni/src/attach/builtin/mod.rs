@@ -4,7 +4,9 @@
 mod add;
 mod addresses;
 mod check;
+mod sriov_cni;
 mod undo;
+mod vacancy;
 
 use std::time::Duration;
 

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, path::Path};
 
 use sandbox::{Netns, Rtnl};
-use sriov::{Original, PciAddress, restore};
+use sriov::{Original, PciAddress, SriovCni, restore};
 
 use super::{BuiltinVf, LOCK_PATIENCE, lease_key, sysfs};
 use crate::{
@@ -35,7 +35,8 @@ impl Engine {
         });
         if let Some(pci) = record.vf.as_ref().map(|original| original.pci).or(device) {
             let key = lease_key(&record.call, &record.interface);
-            errors.extend(self.give_back(pci, &key, record.vf.as_ref(), netns).await.err());
+            let held = Path::new(&record.netns);
+            errors.extend(self.give_back(pci, &key, record.vf.as_ref(), netns, held).await.err());
         }
         if !errors.is_empty() {
             // The address is still on the interface: it must not be given to another pod yet.
@@ -51,16 +52,19 @@ impl Engine {
         Ok(())
     }
 
-    /// Restores a VF and drops its lease, if the lease is the caller's, or nobody's.
+    /// Restores a VF and drops its lease, if the lease is the caller's, or nobody's. `held` is where the caller held it.
     async fn give_back(
         &self,
         pci: PciAddress,
         key: &str,
         original: Option<&Original>,
         netns: Option<&str>,
+        held: &Path,
     ) -> Result<(), Error> {
         let leases = self.leases();
         let lock = leases.lock(pci, LOCK_PATIENCE).await?;
+        let sriov_cni = SriovCni::of_node();
+        let _their_lock = sriov_cni.lock(pci, LOCK_PATIENCE).await?;
         let owner = leases.owner(pci)?;
         if owner.as_ref().is_some_and(|owner| owner.call != key) {
             tracing::warn!(vf = %pci, owner = owner.map(|owner| owner.call), "the VF has another owner by now and is left alone");
@@ -72,6 +76,7 @@ impl Engine {
             let pod = netns.map(Netns::open).transpose()?.map(|netns| Rtnl::open(&netns)).transpose()?;
             restore(&host, pod.as_ref(), original, &sysfs()).await?;
         }
+        sriov_cni.release(pci, held)?;
         leases.release(&lock, key)?;
         Ok(())
     }
@@ -97,7 +102,7 @@ impl Engine {
             let Some(owner) = leases.owner(pci)?.filter(|owner| owner.call == key) else { continue };
             let alive = leases.is_alive(pci, &owner)?;
             let netns = owner.netns.path.to_string_lossy().into_owned();
-            self.give_back(pci, &key, None, alive.then_some(netns.as_str())).await?;
+            self.give_back(pci, &key, None, alive.then_some(netns.as_str()), &owner.netns.path).await?;
         }
         let owner = ipam::Owner::new(&call.container, interface)?;
         for pool in std::fs::read_dir(ipam::DEFAULT_DATA_DIR).into_iter().flatten().flatten() {

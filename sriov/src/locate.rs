@@ -50,7 +50,9 @@ pub(crate) enum Place {
 /// The interface in one namespace, wherever the names and indexes went. The index is tried first: one message instead
 /// of a dump, and it mostly is still the same.
 pub(crate) async fn in_namespace<L: Links>(links: &L, original: &Original) -> Result<Option<Link>, sandbox::Error> {
-    if let Some(link) = links.by_index(original.index).await?
+    // Of a VF that another program attached no index is known: 0.
+    if original.index != 0
+        && let Some(link) = links.by_index(original.index).await?
         && original.is(&link)
     {
         return Ok(Some(link));

@@ -378,10 +378,13 @@ fn gc_and_status_speak_for_this_network() {
     for vf in &held {
         fs::remove_file(format!("/var/lib/cni/sriov/pci/{}", vf.pci)).unwrap();
     }
-    // The tool of libcni knows the attachments it made: none of these, so all of this network go.
-    cnitool_ok(&node, "status", &two, &gc, &[]);
-    cnitool_ok(&node, "gc", &two, &gc, &[]);
-    assert_eq!(names(RECORDS), ["other"]);
+    // The tool of libcni DELs the attachments it made, and hands on that it lists none: a list of null says nothing.
+    cnitool_ok(&node, "status", &one, &gc, &[]);
+    cnitool_ok(&node, "add", &one, &of(&node.a[0]), &[]);
+    assert_eq!(names(RECORDS).len(), 3);
+    cnitool_ok(&node, "gc", &one, &of(&node.a[0]), &[]);
+    assert_eq!(names(RECORDS), ["other", "two"]);
+    call(&node, "DEL", "two", &two, &of(&node.a[1])).ok();
     call(&node, "DEL", "other", &other, &foreign).ok();
     fs::remove_file("/var/lib/cni/networks/another/10.11.0.77").unwrap();
     node.assert_as_before();

@@ -121,13 +121,16 @@ pub async fn release_cached<L: Links>(
         device => device?,
     };
     let kernel = |source| Error::Kernel { pci, source };
-    // Kernels before 5.14 do not tell the parent device: there the name in the pod must do.
-    let named = match pod {
-        Some(pod) => pod.by_name(interface.as_str()).await.map_err(kernel)?,
+    // Kernels before 5.14 do not tell the parent device: there sysfs must do in the host, and the name in the pod.
+    let mut candidate = match &device.netdev {
+        Some(netdev) => host.by_index(netdev.index).await.map_err(kernel)?,
         None => None,
     };
-    let named = named.filter(|link| link.parent_dev.is_none() && link.kind.is_none());
-    let known = cached.original(pci, &device, named.as_ref(), false);
+    if let (None, Some(pod)) = (&candidate, pod) {
+        candidate = pod.by_name(interface.as_str()).await.map_err(kernel)?;
+    }
+    let candidate = candidate.filter(|link| link.parent_dev.is_none() && link.kind.is_none());
+    let known = cached.original(pci, &device, candidate.as_ref(), false);
     let mut original = match locate(host, pod, &known, sysfs).await? {
         Place::Pod(link) => cached.original(pci, &device, Some(&link), false),
         Place::Host(link) => cached.original(pci, &device, Some(&link), link.up),
@@ -141,6 +144,11 @@ pub async fn release_cached<L: Links>(
         altnames.extend(other.is_none_or(|other| other.index == original.index).then_some(altname));
     }
     original.altnames = altnames;
+    if let (Some(report), Ok(pf)) = (&mut original.report, device.pf_netdev())
+        && let Some(now) = host.pf_report(pf.index).await.map_err(kernel)?.vf(device.number)
+    {
+        forget_unreported(report, now);
+    }
     restore(host, pod, &original, sysfs).await
 }
 
@@ -218,6 +226,17 @@ impl Cached {
             max_tx_rate: rate(state.max_tx_rate),
         }
     }
+}
+
+/// What a driver does not report sriov-cni took for "on": it is not known, and so not restored.
+fn forget_unreported(report: &mut VfReport, now: &VfReport) {
+    report.mac = report.mac.filter(|_| now.mac.is_some());
+    report.vlan = report.vlan.filter(|_| now.vlan.is_some());
+    report.spoofchk = report.spoofchk.filter(|_| now.spoofchk.is_some());
+    report.trust = report.trust.filter(|_| now.trust.is_some());
+    report.link_state = report.link_state.filter(|_| now.link_state.is_some());
+    report.min_tx_rate = report.min_tx_rate.filter(|_| now.min_tx_rate.is_some());
+    report.max_tx_rate = report.max_tx_rate.filter(|_| now.max_tx_rate.is_some());
 }
 
 /// An address that an interface can have; Go writes none as the empty text.

@@ -130,6 +130,48 @@ fn documented_configurations_give_what_the_built_in_attachment_gives() {
 }
 
 #[test]
+fn every_version_of_the_protocol_has_its_form() {
+    let node = node();
+    let vf = &node.a[3];
+    let netns = node.world.netns();
+    for version in ["0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"] {
+        let mut conf = with(conf(vf), json!({"cniVersion": version, "vlan": 9}));
+        if version < "0.3.0" {
+            // A result without an address cannot be said: the VF is back.
+            call(&node, "ADD", "c", &netns, &conf).fails(7);
+            node.assert_as_before();
+        }
+        conf["ipam"] = json!({"type": "static", "addresses": [{"address": "10.14.0.5/24", "gateway": "10.14.0.1"}]});
+        // The result so far is none of ours: sriov-cni starts a chain.
+        conf["prevResult"] =
+            json!({"cniVersion": version, "ip4": {"ip": "192.0.2.1/24"}, "interfaces": [{"name": "x"}]});
+        let result = call(&node, "ADD", "c", &netns, &conf).ok();
+        conf.as_object_mut().unwrap().remove("prevResult");
+        let mac = &vf.mac;
+        let expected = match version {
+            "0.1.0" | "0.2.0" => {
+                json!({"cniVersion": version, "dns": {}, "ip4": {"ip": "10.14.0.5/24", "gateway": "10.14.0.1"}})
+            }
+            "0.3.0" | "0.3.1" | "0.4.0" => json!({
+                "cniVersion": version, "dns": {}, "interfaces": [{"name": "net1", "mac": mac, "sandbox": netns}],
+                "ips": [{"version": "4", "interface": 0, "address": "10.14.0.5/24", "gateway": "10.14.0.1"}]
+            }),
+            _ => json!({
+                "cniVersion": version,
+                "interfaces": [{"name": "net1", "mac": mac, "mtu": 1500, "sandbox": netns, "pciID": vf.pci}],
+                "ips": [{"interface": 0, "address": "10.14.0.5/24", "gateway": "10.14.0.1"}]
+            }),
+        };
+        assert_eq!(result, expected, "{version}");
+        if version >= "0.4.0" {
+            call(&node, "CHECK", "c", &netns, &with(conf.clone(), json!({"prevResult": result}))).ok();
+        }
+        call(&node, "DEL", "c", &netns, &conf).ok();
+        node.assert_as_before();
+    }
+}
+
+#[test]
 fn a_mac_of_the_runtime_beats_one_of_the_arguments_and_that_the_configurations() {
     let node = node();
     let vf = &node.a[2];

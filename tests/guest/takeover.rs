@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::{
     face::{call, conf, node, with},
     harness::{Interface, ip, ip_in, names},
-    node::{Node, Vf},
+    node::{Node, Vf, eventually},
 };
 
 const MAC: &str = "02:00:00:00:00:81";
@@ -163,6 +163,29 @@ fn a_vf_that_sriov_cni_holds_is_refused_while_its_pod_lives() {
     node.add("p", &pod);
     assert_eq!(fs::read_to_string(&allocation).unwrap(), pod);
     node.del("p", &pod);
+    node.assert_as_before();
+}
+
+#[test]
+fn our_late_del_leaves_the_vf_of_a_pod_of_sriov_cnis_alone() {
+    let node = node();
+    let vf = &node.b[2];
+    let mine = with(conf(vf), json!({"vlan": 77, "ipam": {"type": "host-local", "subnet": "10.11.0.0/24"}}));
+    let netns = node.world.netns();
+    call(&node, "ADD", "c", &netns, &mine).ok();
+    node.world.delete_netns(&netns);
+    // sriov-cni sees that the holder is dead, and takes the VF.
+    assert!(eventually(|| !names(format!("/sys/bus/pci/devices/{}/net", vf.pci)).is_empty()));
+    let back = names(format!("/sys/bus/pci/devices/{}/net", vf.pci)).remove(0);
+    if back != vf.name {
+        ip(&format!("link set {back} name {}", vf.name));
+    }
+    let two = attached(&node, vf, "two", &cache(vf));
+    call(&node, "DEL", "c", &netns, &mine).ok();
+    assert_eq!(vf.row()["vlan_list"][0]["vlan"], 100);
+    assert_eq!(Interface::find(&two, "net1").expect("it stays").mac(), MAC);
+    assert_eq!(node.world.leases("sriov-net"), ["10.11.0.9"], "its own address is given back");
+    call(&node, "DEL", "two", &two, &wanted(vf)).ok();
     node.assert_as_before();
 }
 

@@ -12,8 +12,9 @@ use super::SriovCni;
 use crate::locate::{Place, locate};
 use crate::{Error, Original, PciAddress, Sysfs, VfDevice, restore};
 
-/// ETH_P_8021AD, as sriov-cni keeps the kind of tag; 0 in files of releases that knew 802.1q alone.
-const DOT1AD: i64 = 0x88a8;
+/// ETH_P_8021AD, as sriov-cni keeps the kind of tag, and with its bytes swapped, as it does on s390x. 0 in files of
+/// releases that knew 802.1q alone.
+const DOT1AD: [i64; 2] = [0x88a8, 0xa888];
 
 /// One attachment of sriov-cni. Keys that old releases did not have are empty.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
@@ -32,6 +33,9 @@ pub struct Cached {
     min_tx_rate: Option<i64>,
     max_tx_rate: Option<i64>,
     link_state: String,
+    /// What the result said: the VF's, before releases kept it below.
+    #[serde(rename = "MTU")]
+    mtu: Option<i64>,
 }
 
 /// The VF before its ADD.
@@ -200,7 +204,8 @@ impl Cached {
     }
 
     fn mtu(&self) -> Option<u32> {
-        self.state.mtu.and_then(|mtu| u32::try_from(mtu).ok()).filter(|mtu| *mtu != 0)
+        let mtus = [self.state.mtu, self.mtu].into_iter().flatten();
+        mtus.filter_map(|mtu| u32::try_from(mtu).ok()).find(|mtu| *mtu != 0)
     }
 
     fn report(&self, number: u32, admin: Option<MacAddr>) -> VfReport {
@@ -213,7 +218,7 @@ impl Cached {
             vlan: self.vlan.and(Some(VfVlan {
                 id: u16::try_from(state.vlan).unwrap_or(0),
                 qos: u8::try_from(state.vlan_qos).unwrap_or(0),
-                proto: if state.vlan_proto == DOT1AD { VlanProto::Dot1Ad } else { VlanProto::Dot1Q },
+                proto: if DOT1AD.contains(&state.vlan_proto) { VlanProto::Dot1Ad } else { VlanProto::Dot1Q },
             })),
             spoofchk: (!self.spoofchk.is_empty()).then_some(state.spoof_chk),
             trust: (!self.trust.is_empty()).then_some(state.trust),

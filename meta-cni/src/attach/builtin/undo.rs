@@ -70,6 +70,14 @@ impl Engine {
             tracing::warn!(vf = %pci, owner = owner.map(|owner| owner.call), "the VF has another owner by now and is left alone");
             return Ok(());
         }
+        match sriov_cni.refuse_if_held(pci, Some(held)) {
+            Err(taken @ sriov::Error::Allocated { .. }) => {
+                tracing::warn!(vf = %pci, %taken, "sriov-cni has given the VF to another pod by now: it is left alone");
+                leases.release(&lock, key)?;
+                return Ok(());
+            }
+            free => free?,
+        }
         let of_lease = owner.and_then(|owner| owner.original);
         if let Some(original) = original.or(of_lease.as_deref()) {
             let host = Rtnl::open(&Netns::current()?)?;

@@ -111,7 +111,7 @@ async fn dispatch(face: Face, invocation: Invocation, settings: Settings) -> Res
     );
     let command = invocation.command;
     let work = async {
-        let engine = Engine::new(face, invocation, settings)?;
+        let mut engine = Engine::new(face, invocation, settings)?;
         match command {
             Command::Add => engine.add().await.map(Some),
             Command::Del => engine.del().await.map(|()| None),

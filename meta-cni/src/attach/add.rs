@@ -7,12 +7,9 @@ use serde_json::Value;
 use tokio::time::{Instant, timeout};
 
 use super::{
-    Engine,
-    lock::SandboxLock,
-    open_netns,
+    Engine, open_netns,
     record::{Call, Entry, Record, Stage, new_record},
     request::Request,
-    this_process,
 };
 use crate::{
     cluster::{PodName, Written},
@@ -38,19 +35,18 @@ impl Engine {
     ///
     /// # Errors
     /// The first one with its network, step and cause; everything made was undone, and what could not be is named after.
-    pub async fn add(&self) -> Result<Value, Error> {
+    pub async fn add(&mut self) -> Result<Value, Error> {
         let netns = open_netns(&self.invocation.netns)?
             .ok_or_else(|| Error::Netns(format!("CNI_NETNS {} is no network namespace", self.invocation.netns)))?;
         self.layout.create()?;
-        let container = &self.invocation.container;
-        let lock =
-            SandboxLock::take(self.layout.sandbox_lock(container), container, &self.records, self.deadline).await?;
+        let container = self.invocation.container.clone();
+        self.lock(&container).await?;
         let outcome = match self.face {
             Face::Meta => self.add_locked(&netns).await,
             Face::Sriov => self.add_alone(&netns).await,
         };
-        if outcome.is_err() && self.records.of_container(container)?.is_empty() {
-            lock.remove(&self.records, container);
+        if outcome.is_err() && self.records.of_container(&container)?.is_empty() {
+            self.remove_lock(&container);
         }
         outcome
     }
@@ -133,7 +129,6 @@ impl Engine {
         record.boot_id.clone_from(&self.boot_id);
         record.netns.clone_from(&self.invocation.netns);
         record.netns_id = Some(netns.id().clone());
-        record.worker = this_process();
         // A plugin that is executed keeps state elsewhere, which survives a power cut: so must our knowledge of it.
         let executes = !attachment.is_builtin(&self.settings) || attachment.list.plugins.len() > 1;
         self.records.write(&record, executes)?;
@@ -155,12 +150,7 @@ impl Engine {
             (0, None)
         };
         let scene = self.scene(record, &self.invocation.netns);
-        let (value, result) = chain::add(&list, from, previous, &scene, &mut |group| {
-            record.plugin = group;
-            self.records.write(record, false)
-        })
-        .await?;
-        record.plugin = None;
+        let (value, result) = chain::add(&list, from, previous, &scene).await?;
         record.result = value;
         if !record.primary {
             record.stage = Stage::Done;

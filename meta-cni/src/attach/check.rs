@@ -3,9 +3,7 @@
 use sandbox::{IfName, Netns, ReadBack, Rtnl, read_back};
 
 use super::{
-    Engine,
-    lock::SandboxLock,
-    open_netns,
+    Engine, open_netns,
     record::{Entry, Record},
 };
 use crate::{
@@ -18,14 +16,12 @@ impl Engine {
     ///
     /// # Errors
     /// All differences, each with its network.
-    pub async fn check(&self) -> Result<(), Error> {
+    pub async fn check(&mut self) -> Result<(), Error> {
         let netns = open_netns(&self.invocation.netns)?
             .ok_or_else(|| Error::Netns(format!("CNI_NETNS {} is no network namespace", self.invocation.netns)))?;
         self.layout.create()?;
         let call = self.call()?;
-        let lock =
-            SandboxLock::take(self.layout.sandbox_lock(&call.container), &call.container, &self.records, self.deadline)
-                .await?;
+        self.lock(&call.container).await?;
         let mut errors = Vec::new();
         let mut found = false;
         for entry in self.records.of_container(&call.container)?.into_iter().filter(|entry| *entry.call() == call) {
@@ -41,7 +37,7 @@ impl Engine {
         if !found {
             // Nobody will DEL what was never added: the lock's file must not stay.
             if self.records.of_container(&call.container)?.is_empty() {
-                lock.remove(&self.records, &call.container);
+                self.remove_lock(&call.container);
             }
             if self.face == Face::Sriov && self.is_of_sriov_cni()? {
                 return Ok(());
@@ -68,7 +64,7 @@ impl Engine {
         if builtin {
             self.check_builtin(record, &list, netns).await?;
         }
-        chain::check(&list, usize::from(builtin), &record.result, &scene, &mut |_| Ok(())).await
+        chain::check(&list, usize::from(builtin), &record.result, &scene).await
     }
 }
 

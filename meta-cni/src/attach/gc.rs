@@ -8,7 +8,6 @@ use serde_json::{Value, json};
 use super::{
     Engine,
     del::is_owed,
-    lock::SandboxLock,
     primary,
     record::{Entry, Record},
 };
@@ -32,7 +31,7 @@ impl Engine {
     ///
     /// # Errors
     /// All failures; the rest was done all the same.
-    pub async fn gc(&self) -> Result<(), Error> {
+    pub async fn gc(&mut self) -> Result<(), Error> {
         self.layout.create()?;
         let listed = self.listed()?;
         let valid: Option<BTreeSet<Valid>> = match &listed {
@@ -51,6 +50,7 @@ impl Engine {
                 Err(error) => errors.push(error.of_network(format!("container {container}"))),
             }
         }
+        self.lock = None;
         match self.face {
             Face::Meta => errors.extend(self.gc_of_plugins(&listed, &survivors).await),
             Face::Sriov => {
@@ -77,14 +77,13 @@ impl Engine {
 
     /// Judges the records of one container under its lock.
     async fn collect(
-        &self,
+        &mut self,
         container: &str,
         conf: &str,
         valid: Option<&BTreeSet<Valid>>,
         survivors: &mut Vec<Record>,
     ) -> Result<Vec<Error>, Error> {
-        let lock =
-            SandboxLock::take(self.layout.sandbox_lock(container), container, &self.records, self.deadline).await?;
+        self.lock(container).await?;
         let (stale, kept): (Vec<Entry>, Vec<Entry>) =
             self.records.of_container(container)?.into_iter().partition(|entry| self.is_stale(entry, conf, valid));
         survivors.extend(kept.into_iter().filter_map(|entry| match entry {
@@ -97,7 +96,7 @@ impl Engine {
         let errors = self.undo_entries(stale, "").await;
         let left = self.records.of_container(container)?;
         if left.is_empty() {
-            lock.remove(&self.records, container);
+            self.remove_lock(container);
         } else {
             survivors.extend(left.into_iter().filter_map(|entry| match entry {
                 Entry::Good(record) if is_owed(&Entry::Good(record.clone())) => Some(*record),

@@ -1,17 +1,17 @@
 //! One verb at a time in a sandbox, across our processes and the plugins they left running.
 
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{self, OpenOptions},
     os::{fd::AsFd, unix::fs::MetadataExt},
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use tokio::time::{Instant, sleep};
 
-use super::record::{Entry, Records};
-use crate::cni::{Error, start_time};
+use crate::cni::{Error, Ledger};
 
 /// How long plugins of a process that died may go on before they are ended.
 const ORPHAN_PATIENCE: Duration = Duration::from_secs(10);
@@ -21,7 +21,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// The lock of a sandbox. Plugins inherit its descriptor: if we are killed, the next verb waits for them.
 #[derive(Debug)]
 pub(super) struct SandboxLock {
-    file: File,
+    ledger: Ledger,
     path: PathBuf,
 }
 
@@ -30,12 +30,7 @@ impl SandboxLock {
     ///
     /// # Errors
     /// [`Error::TryLater`] when another verb holds it for too long, [`Error::Io`].
-    pub(super) async fn take(
-        path: PathBuf,
-        container: &str,
-        records: &Records,
-        deadline: Instant,
-    ) -> Result<Self, Error> {
+    pub(super) async fn take(path: PathBuf, container: &str, deadline: Instant) -> Result<Self, Error> {
         let begun = Instant::now();
         let mut pause = Duration::from_millis(2);
         loop {
@@ -44,7 +39,7 @@ impl SandboxLock {
             }
             let waited = begun.elapsed();
             if waited > ORPHAN_PATIENCE {
-                end_orphans(records, container)?;
+                end_orphans(&path);
             }
             if waited > PATIENCE || Instant::now() + pause >= deadline {
                 return Err(Error::TryLater(format!(
@@ -73,29 +68,26 @@ impl SandboxLock {
             return Ok(None);
         }
         fcntl(file.as_fd(), FcntlArg::F_SETFD(FdFlag::empty())).map_err(|errno| failed(errno.into()))?;
-        Ok(Some(Self { file, path: path.to_owned() }))
+        Ok(Some(Self { ledger: Ledger::new(Arc::new(file)), path: path.to_owned() }))
     }
 
-    /// Removes the lock's file, and what is left of the container in the journal: it has no record any more.
-    pub(super) fn remove(self, records: &Records, container: &str) {
-        records.tidy(container);
-        // A file that stays is an empty one in a tmpfs; the next boot takes it along.
+    /// Where the plugins that run under the lock are noted.
+    pub(super) fn ledger(&self) -> Ledger {
+        self.ledger.clone()
+    }
+
+    /// Removes the lock's file, while it is held.
+    pub(super) fn remove_file(&self) {
+        // A file that stays is a small one in a tmpfs; the next boot takes it along.
         let _ = fs::remove_file(&self.path);
-        drop(self.file);
     }
 }
 
-/// Ends the plugins whose own process, one of ours, is gone.
-fn end_orphans(records: &Records, container: &str) -> Result<(), Error> {
-    for entry in records.of_container(container)? {
-        let Entry::Good(record) = entry else { continue };
-        let alive = record
-            .worker
-            .is_some_and(|worker| u32::try_from(worker.id).ok().and_then(start_time) == Some(worker.start_time));
-        if let Some(plugin) = record.plugin.filter(|_| !alive) {
-            tracing::warn!(network = record.title(), group = plugin.id, "ending a plugin that was left running");
-            plugin.end();
-        }
+/// Ends the plugin whose own process, one of ours, is gone.
+fn end_orphans(path: &Path) {
+    let note = fs::read_to_string(path).ok().and_then(|text| Ledger::read(&text));
+    if let Some(note) = note.filter(|note| !note.worker.is_alive() && note.plugin.is_alive()) {
+        tracing::warn!(lock = %path.display(), group = note.plugin.id, "ending a plugin that was left running");
+        note.plugin.end();
     }
-    Ok(())
 }

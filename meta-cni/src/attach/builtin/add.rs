@@ -86,12 +86,7 @@ impl Engine {
         self.records.write(record, true)?;
         let scene = self.scene(record, &record.netns.clone());
         let Some(plugin) = list.plugins.first() else { return Err(Error::Config("no plugin".to_owned())) };
-        let result = chain::ipam_add(list, plugin, kind, &scene, &mut |group| {
-            record.plugin = group;
-            self.records.write(record, false)
-        })
-        .await?;
-        record.plugin = None;
+        let result = chain::ipam_add(list, plugin, kind, &scene).await?;
         if result.ips.is_empty() {
             return Err(Error::DelegateBroken(format!("IPAM plugin {kind} returned missing IP config")));
         }

@@ -42,8 +42,7 @@ impl Engine {
         }
         if let (Some(kind), Some(plugin)) = (&record.executed_ipam, list.plugins.first()) {
             let scene = self.scene(record, &record.netns);
-            let on_start: chain::OnStart<'_> = &mut |_| Ok(());
-            chain::ipam_verb(list, plugin, kind, Command::Check, Some(&record.result), &scene, on_start).await?;
+            chain::ipam_verb(list, plugin, kind, Command::Check, Some(&record.result), &scene).await?;
         }
         Ok(())
     }

@@ -139,8 +139,7 @@ impl Engine {
                 let netns = if alive { self.invocation.netns.as_str() } else { "" };
                 let scene = self.bare_scene(netns, self.invocation.args.clone());
                 let previous = self.invocation.conf.get::<Value>("prevResult")?;
-                let on_start: chain::OnStart<'_> = &mut |_| Ok(());
-                chain::ipam_verb(list, plugin, kind, Command::Del, previous.as_ref(), &scene, on_start).await
+                chain::ipam_verb(list, plugin, kind, Command::Del, previous.as_ref(), &scene).await
             }
         }
     }

@@ -94,11 +94,7 @@ impl Engine {
         let scene = self.scene(record, netns.unwrap_or_default());
         let previous = record.result.clone();
         let previous = Some(&previous).filter(|value| value.is_object());
-        chain::ipam_verb(list, plugin, &kind, Command::Del, previous, &scene, &mut |group| {
-            record.plugin = group;
-            self.records.write(record, false)
-        })
-        .await
+        chain::ipam_verb(list, plugin, &kind, Command::Del, previous, &scene).await
     }
 
     /// Undoes an attachment whose record cannot be read, by what is kept elsewhere: the VF's lease, which has its original

@@ -265,6 +265,14 @@ fn a_vf_in_use_is_refused_whoever_has_it() {
     call(&node, "DEL", "one", &one, &mine).ok();
     node.assert_as_before();
 
+    // Neither takes the other one's lease for its own, be name, container and interface the same.
+    let same = with(mine.clone(), json!({"name": "meta"}));
+    call(&node, "ADD", "p", &one, &same).if_name("eth0").ok();
+    node.del("p", &pod);
+    assert_eq!(Interface::find(&one, "eth0").expect("it stays").mac(), MAC);
+    call(&node, "DEL", "p", &one, &same).if_name("eth0").ok();
+    node.assert_as_before();
+
     // The meta plugin has it.
     node.add("p", &pod);
     let text = call(&node, "ADD", "two", &two, &conf(vf)).fails(100);
@@ -460,5 +468,42 @@ fn the_meta_plugin_executes_the_drop_in() {
     node.add("p", &netns);
     node.world.delete_netns(&netns);
     node.del("p", &netns);
+    node.assert_as_before();
+}
+
+#[test]
+fn a_crash_of_the_meta_plugin_or_of_the_drop_in_that_it_executes_is_undone() {
+    let mut node = node();
+    node.conf["builtins"] = json!(["host-local"]);
+    let recorder = Recorder::install(&node.world.bin, &["slow-ipam"]);
+    let answer = r#"sleep 3; echo '{"cniVersion":"1.0.0","ips":[{"address":"10.14.0.9/24"}]}'; exit 0"#;
+    recorder.behave("slow-ipam", "ADD", answer);
+    let network =
+        json!({"cniVersion": "1.0.0", "type": "sriov", "vlan": 12, "mac": MAC, "ipam": {"type": "slow-ipam"}});
+    node.network("net-a", "bed.test/vf", &network);
+    let netns = node.pod("p", "net-a", &[("bed.test/vf", &node.a[2])]);
+    let start = || {
+        let adding = node.call("ADD", "p", &netns).start();
+        assert!(eventually(|| !recorder.calls().is_empty()), "the IPAM plugin is called");
+        assert!(Interface::find(&netns, "net1").is_some());
+        adding
+    };
+    // The drop-in goes on without its caller; DEL waits for it.
+    let mut adding = start();
+    adding.kill().unwrap();
+    adding.wait().unwrap();
+    node.del("p", &netns);
+    assert!(Interface::find(&netns, "net1").is_none());
+    assert_eq!(recorder.take(), ["ADD slow-ipam net1", "DEL slow-ipam net1"]);
+    node.assert_as_before();
+
+    let adding = start();
+    let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", adding.id())).unwrap();
+    let drop_in = nix::unistd::Pid::from_raw(children.trim().parse().expect("one child: the drop-in"));
+    nix::sys::signal::kill(drop_in, nix::sys::signal::Signal::SIGKILL).unwrap();
+    let output = adding.wait_with_output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(text.contains("\"code\": 103") && text.contains("default/net-a as net1"), "{text}");
+    assert_eq!(recorder.take(), ["ADD slow-ipam net1", "DEL slow-ipam net1"]);
     node.assert_as_before();
 }

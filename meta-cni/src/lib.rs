@@ -1,11 +1,12 @@
 //! meta-cni: one CNI plugin in place of Multus, sriov-cni and host-local.
 //!
-//! The way through the house: `main` → [`run`] → [`attach`] (a verb) → [`network`] (what to attach) → [`cni`] (other
+//! The way through the house: `main` → [`Face`], [`run`] → [`attach`] (a verb) → [`network`] (what to attach) → [`cni`] (other
 //! plugins), `sriov` and `ipam` (built in) → the record → the result. See ARCHITECTURE.md.
 
 pub mod attach;
 pub mod cluster;
 pub mod cni;
+pub mod face;
 pub mod files;
 pub mod network;
 pub mod node;
@@ -14,4 +15,5 @@ pub mod settings;
 mod log;
 mod run;
 
+pub use face::Face;
 pub use run::{Reply, run};

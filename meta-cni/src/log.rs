@@ -43,6 +43,16 @@ pub(crate) fn start(settings: &Settings) -> Result<(), Error> {
     Ok(())
 }
 
+/// Starts logging as far as a configuration of sriov-cni's says how; a level or file that cannot be had is no reason not to
+/// attach (sriov-cni goes on with its defaults, too).
+pub(crate) fn start_at_best(settings: &Settings) {
+    let Err(problem) = start(settings) else { return };
+    let plain = Settings { log_level: String::new(), log_file: None, ..settings.clone() };
+    if start(&plain).is_ok() {
+        tracing::warn!("{problem}: {}; logging to stderr alone", problem.details());
+    }
+}
+
 /// Both places at once.
 struct Sink {
     file: Option<File>,

@@ -7,6 +7,7 @@ use serde_json::Value;
 use crate::{
     attach::Engine,
     cni::{Asked, Command, Error, Invocation, RECURSION_MARK, SpecVersion},
+    face::Face,
     log,
     settings::Settings,
 };
@@ -32,10 +33,10 @@ impl Reply {
     }
 }
 
-/// Runs one call of the meta plugin with the environment and stdin of the process.
-pub fn run(env: impl Fn(&str) -> Option<String>, stdin: impl Read) -> Reply {
+/// Runs one call of a plugin with the environment and stdin of the process.
+pub fn run(face: Face, env: impl Fn(&str) -> Option<String>, stdin: impl Read) -> Reply {
     let invocation = match Asked::read(&env, stdin) {
-        Ok(Asked::About) => return Reply { stderr: about(), ..Reply::success(String::new()) },
+        Ok(Asked::About) => return Reply { stderr: face.about(), ..Reply::success(String::new()) },
         Ok(Asked::Version) => return Reply::success(SpecVersion::report()),
         Ok(Asked::Call(invocation)) => *invocation,
         Err(error) => return Reply::failure(&error, SpecVersion::LATEST),
@@ -44,8 +45,9 @@ pub fn run(env: impl Fn(&str) -> Option<String>, stdin: impl Read) -> Reply {
         Ok(version) => version,
         Err(error) => return Reply::failure(&error, SpecVersion::LATEST),
     };
-    let called_by_ourselves = env(RECURSION_MARK).is_some();
-    match judge_and_dispatch(invocation, version, called_by_ourselves) {
+    // We execute plugins, and a drop-in may be one of them: only the meta plugin must not be.
+    let recursive = face == Face::Meta && env(RECURSION_MARK).is_some();
+    match judge_and_dispatch(face, invocation, version, recursive) {
         Ok(Some(result)) => Reply::success(pretty(&result)),
         Ok(None) => Reply::success(String::new()),
         Err(error) => {
@@ -55,7 +57,12 @@ pub fn run(env: impl Fn(&str) -> Option<String>, stdin: impl Read) -> Reply {
     }
 }
 
-fn judge_and_dispatch(invocation: Invocation, version: SpecVersion, recursive: bool) -> Result<Option<Value>, Error> {
+fn judge_and_dispatch(
+    face: Face,
+    invocation: Invocation,
+    version: SpecVersion,
+    recursive: bool,
+) -> Result<Option<Value>, Error> {
     version.allow(invocation.command)?;
     if recursive && invocation.command == Command::Del {
         // Its ADD was refused, so there is nothing to undo, and the caller must get rid of its own record of it.
@@ -66,6 +73,22 @@ fn judge_and_dispatch(invocation: Invocation, version: SpecVersion, recursive: b
             "meta-cni was called by a plugin that it executed: a configuration leads back to it; name the network's own plugin there".to_owned(),
         ));
     }
+    let settings = match face {
+        Face::Meta => settings_of_meta(&invocation)?,
+        Face::Sriov => {
+            let settings = Settings::of_plugin(&invocation.conf);
+            log::start_at_best(&settings);
+            settings
+        }
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|source| Error::io("start", "the I/O runtime", source))?;
+    runtime.block_on(dispatch(face, invocation, settings))
+}
+
+fn settings_of_meta(invocation: &Invocation) -> Result<Settings, Error> {
     let settings = Settings::read(&invocation.conf)?;
     log::start(&settings)?;
     settings.warn_of_ineffective_keys();
@@ -74,14 +97,10 @@ fn judge_and_dispatch(invocation: Invocation, version: SpecVersion, recursive: b
         Err(error) if matches!(invocation.command, Command::Del | Command::Gc) => tracing::warn!("{error}"),
         judged => judged?,
     }
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|source| Error::io("start", "the I/O runtime", source))?;
-    runtime.block_on(dispatch(invocation, settings))
+    Ok(settings)
 }
 
-async fn dispatch(invocation: Invocation, settings: Settings) -> Result<Option<Value>, Error> {
+async fn dispatch(face: Face, invocation: Invocation, settings: Settings) -> Result<Option<Value>, Error> {
     let span = tracing::info_span!(
         "call",
         verb = invocation.command.as_str(),
@@ -92,7 +111,7 @@ async fn dispatch(invocation: Invocation, settings: Settings) -> Result<Option<V
     );
     let command = invocation.command;
     let work = async {
-        let mut engine = Engine::new(invocation, settings)?;
+        let mut engine = Engine::new(face, invocation, settings)?;
         match command {
             Command::Add => engine.add().await.map(Some),
             Command::Del => engine.del().await.map(|()| None),
@@ -103,17 +122,6 @@ async fn dispatch(invocation: Invocation, settings: Settings) -> Result<Option<V
         }
     };
     tracing::Instrument::instrument(work, span).await
-}
-
-/// What somebody sees who starts the plugin by hand.
-fn about() -> String {
-    let versions: Vec<&str> = SpecVersion::ALL.iter().map(|version| version.as_str()).collect();
-    format!(
-        "meta-cni {}: a CNI plugin in place of Multus, sriov-cni and host-local; a container runtime calls it\n\
-         CNI protocol versions supported: {}\n",
-        env!("CARGO_PKG_VERSION"),
-        versions.join(", ")
-    )
 }
 
 /// Go's form: four blanks, no line feed at the end.

@@ -50,6 +50,14 @@ const KNOWN_KEYS: [&str; 20] = [
     "logToStderr",
 ];
 
+const CONF_DIR: &str = "/etc/cni/multus/net.d";
+const BIN_DIR: &str = "/opt/cni/bin";
+const STATE_DIR: &str = "/var/lib/cni/meta-cni";
+const RUN_DIR: &str = "/run/meta-cni";
+const READINESS_TIMEOUT: Duration = Duration::from_secs(30);
+const ADD_TIMEOUT: Duration = Duration::from_secs(100);
+const DEL_TIMEOUT: Duration = Duration::from_secs(60);
+
 /// What an administrator configured. See the README for the meaning of each key.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -107,28 +115,28 @@ impl Settings {
             let text = conf.text(key)?;
             if text.is_empty() { Ok(None) } else { absolute(key, &text).map(Some) }
         };
-        let seconds = |key, default: u64| -> Result<Duration, Error> {
+        let seconds = |key, default: Duration| -> Result<Duration, Error> {
             match conf.get::<u64>(key)? {
                 Some(0) => Err(Error::Config(format!("\"{key}\" must be at least 1 second"))),
-                value => Ok(Duration::from_secs(value.unwrap_or(default))),
+                value => Ok(value.map_or(default, Duration::from_secs)),
             }
         };
         let settings = Self {
             cluster_network: Some(conf.text("clusterNetwork")?).filter(|text| !text.is_empty()),
             delegates: conf.get("delegates")?.unwrap_or_default(),
-            conf_dir: path("confDir", "/etc/cni/multus/net.d")?,
-            bin_dir: path("binDir", "/opt/cni/bin")?,
-            state_dir: path("cniDir", "/var/lib/cni/meta-cni")?,
-            run_dir: path("runDir", "/run/meta-cni")?,
+            conf_dir: path("confDir", CONF_DIR)?,
+            bin_dir: path("binDir", BIN_DIR)?,
+            state_dir: path("cniDir", STATE_DIR)?,
+            run_dir: path("runDir", RUN_DIR)?,
             kubeconfig: optional("kubeconfig")?,
             manifest_dir: optional("manifestDir")?,
             node_name: conf.text("nodeName")?,
             namespace_isolation: conf.switch("namespaceIsolation")?,
             global_namespaces: names(&conf.text("globalNamespaces")?, "default"),
             readiness_file: optional("readinessindicatorfile")?,
-            readiness_timeout: seconds("readinessTimeoutSeconds", 30)?,
-            add_timeout: seconds("addTimeoutSeconds", 100)?,
-            del_timeout: seconds("delTimeoutSeconds", 60)?,
+            readiness_timeout: seconds("readinessTimeoutSeconds", READINESS_TIMEOUT)?,
+            add_timeout: seconds("addTimeoutSeconds", ADD_TIMEOUT)?,
+            del_timeout: seconds("delTimeoutSeconds", DEL_TIMEOUT)?,
             builtins: match conf.get::<BTreeSet<String>>("builtins")? {
                 Some(names) => checked_builtins(names)?,
                 None => BUILTINS.map(str::to_owned).into(),
@@ -147,6 +155,33 @@ impl Settings {
             return Err(Error::Config("\"kubeconfig\" and \"manifestDir\" exclude each other: give one".to_owned()));
         }
         Ok(settings)
+    }
+
+    /// The defaults, for a plugin that is called by itself: nothing in its configuration is meant for us but where to log.
+    #[must_use]
+    pub fn of_plugin(conf: &Object) -> Self {
+        let text = |key| conf.text(key).unwrap_or_default();
+        Self {
+            cluster_network: None,
+            delegates: Vec::new(),
+            conf_dir: CONF_DIR.into(),
+            bin_dir: BIN_DIR.into(),
+            state_dir: STATE_DIR.into(),
+            run_dir: RUN_DIR.into(),
+            kubeconfig: None,
+            manifest_dir: None,
+            node_name: String::new(),
+            namespace_isolation: false,
+            global_namespaces: BTreeSet::new(),
+            readiness_file: None,
+            readiness_timeout: READINESS_TIMEOUT,
+            add_timeout: ADD_TIMEOUT,
+            del_timeout: DEL_TIMEOUT,
+            builtins: BUILTINS.map(str::to_owned).into(),
+            log_file: Some(text("logFile")).filter(|path| !path.is_empty()).map(PathBuf::from),
+            log_level: text("logLevel"),
+            log_to_stderr: true,
+        }
     }
 
     /// Names in a warning what another key puts out of force (Multus ignores it in silence).

@@ -293,6 +293,14 @@ pub enum Error {
         /// Who has it.
         owner: Box<Owner>,
     },
+    /// A sandbox that we know no more of than its namespace has the VF.
+    #[error("pci address {pci} is already allocated: the sandbox in {} holds it", netns.display())]
+    Allocated {
+        /// The VF.
+        pci: PciAddress,
+        /// The sandbox's namespace.
+        netns: PathBuf,
+    },
     /// Somebody else works on the VF for too long.
     #[error("time out while waiting to acquire exclusive lock on [{}]", path.display())]
     LockTimeout {

@@ -210,7 +210,7 @@ fn write_new(path: &Path, bytes: &[u8]) -> io::Result<()> {
 }
 
 /// flock(2) in the background. If the caller stops waiting, the thread gets the lock some day and drops it at once.
-async fn lock_file(file: File) -> io::Result<File> {
+pub(crate) async fn lock_file(file: File) -> io::Result<File> {
     match file.try_lock() {
         Ok(()) => return Ok(file),
         Err(fs::TryLockError::WouldBlock) => {}

@@ -141,6 +141,13 @@ impl Sysfs {
         Ok(text.trim().to_owned())
     }
 
+    /// The VFs of all PFs of this machine. In a virtual machine that was given VFs none of them looks like one.
+    pub fn vfs(&self) -> Result<Vec<PciAddress>, Error> {
+        let names = names_in(&self.root.join("bus/pci/devices"))?;
+        let devices = names.iter().filter_map(|name| PciAddress::try_from(name.as_str()).ok());
+        Ok(devices.filter(|device| self.device(*device).join("physfn").is_symlink()).collect())
+    }
+
     /// The N for which the PF's virtfnN is this VF.
     fn number(&self, pci: PciAddress, pf: PciAddress) -> Result<u32, Error> {
         let wanted = pci.to_string();
@@ -259,6 +266,8 @@ mod tests {
         assert_eq!(vf.netdev, Some(Netdev { name: "eth3".into(), index: 7 }));
         assert_eq!(pf.netdev(vf.pci).unwrap(), &Netdev { name: "eth0".into(), index: 4 });
         assert_eq!(vf.userspace_driver(), None);
+        let all: Vec<String> = sysfs.vfs().unwrap().iter().map(ToString::to_string).collect();
+        assert_eq!(all, ["0000:01:10.0", "0000:01:10.2", "0000:01:10.4"]);
     }
 
     #[test]

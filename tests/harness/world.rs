@@ -77,6 +77,14 @@ impl World {
         self
     }
 
+    /// Links our binary under another name into the world's directory, as an administrator does for a drop-in.
+    pub fn drop_in(&self, name: &str) -> PathBuf {
+        let link = self.bin.join(name);
+        let _ = fs::remove_file(&link);
+        std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_meta-cni"), &link).expect("link our binary");
+        link
+    }
+
     /// Writes the primary's configuration and gives its path.
     pub fn primary(&self, conf: &Value) -> String {
         let path = Path::new("/etc/cni/primary/10-primary.conflist");
@@ -218,13 +226,22 @@ impl World {
     /// Panics unless nothing of any pod is left: records, leases, VF leases, host interfaces of the bridge.
     pub fn assert_clean(&self) {
         assert_eq!(names("/var/lib/cni/meta-cni/sandboxes"), Vec::<String>::new(), "records");
+        assert_eq!(
+            names("/var/lib/cni/meta-cni/faces/sriov/sandboxes"),
+            Vec::<String>::new(),
+            "records of the drop-in"
+        );
+        let mut of_sriov_cni = [names("/var/lib/cni/sriov"), names("/var/lib/cni/sriov/pci")].concat();
+        of_sriov_cni.retain(|name| name != "pci" && name != "vf_lock");
+        assert_eq!(of_sriov_cni, Vec::<String>::new(), "files in sriov-cni's directory");
         assert_eq!(names("/var/lib/cni/meta-cni/vfs"), Vec::<String>::new(), "VF leases");
         for network in names("/var/lib/cni/networks") {
             assert_eq!(self.leases(&network), Vec::<String>::new(), "leases of {network}");
         }
         assert_eq!(names("/var/lib/cni/flannel"), Vec::<String>::new(), "Flannel's scratch files");
         let locks = names("/run/meta-cni/lock");
-        assert!(!locks.iter().any(|name| name.starts_with("sandbox-")), "locks {locks:?}");
+        let of_sandboxes = |name: &String| name.starts_with("sandbox-") || name.starts_with("sriov-");
+        assert!(!locks.iter().any(of_sandboxes), "locks {locks:?}");
     }
 }
 

@@ -10,6 +10,7 @@ mod calls;
 mod conformance;
 mod deletion;
 mod engine;
+mod face;
 mod forms;
 mod primary;
 mod refusals;

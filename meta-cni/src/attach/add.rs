@@ -10,12 +10,13 @@ use super::{
     Engine,
     builtin::Announcements,
     open_netns,
-    record::{Entry, Record, Stage, new_record},
+    record::{Call, Entry, Record, Stage, new_record},
     request::Request,
 };
 use crate::{
-    cluster::Written,
+    cluster::{PodName, Written},
     cni::{CniResult, Error, chain},
+    face::Face,
     network::{
         Attachment,
         network_status::{self, Attached},
@@ -26,9 +27,9 @@ use crate::{
 const PLAIN_STATUS_LIMIT: Duration = Duration::from_secs(1);
 
 /// An attachment that was made.
-struct Made {
-    record: Record,
-    result: CniResult,
+pub(super) struct Made {
+    pub(super) record: Record,
+    pub(super) result: CniResult,
 }
 
 impl Engine {
@@ -43,7 +44,10 @@ impl Engine {
         self.layout.create()?;
         let container = self.invocation.container.clone();
         self.lock(&container).await?;
-        let outcome = self.add_locked(&netns).await;
+        let outcome = match self.face {
+            Face::Meta => self.add_locked(&netns).await,
+            Face::Sriov => self.add_alone(&netns).await,
+        };
         if outcome.is_err() && self.records.of_container(&container)?.is_empty() {
             self.remove_lock(&container);
         }
@@ -69,14 +73,18 @@ impl Engine {
     }
 
     /// Undoes what an earlier ADD of this call left half made, refuses a finished one, and gives the other calls' records.
-    async fn settle_earlier_attempts(&self) -> Result<Vec<Entry>, Error> {
+    pub(super) async fn settle_earlier_attempts(&self) -> Result<Vec<Entry>, Error> {
         let call = self.call()?;
         let entries = self.records.of_container(&call.container)?;
         let (own, others): (Vec<Entry>, Vec<Entry>) = entries.into_iter().partition(|entry| *entry.call() == call);
-        let finished = own
-            .iter()
-            .any(|entry| matches!(entry, Entry::Good(record) if record.primary && record.stage == Stage::Done));
-        if finished {
+        let finished = own.iter().find_map(|entry| match entry {
+            Entry::Good(record) if record.primary && record.stage == Stage::Done => Some(record),
+            _ => None,
+        });
+        if let Some(record) = finished {
+            if let (Face::Sriov, Some(vf)) = (self.face, &record.vf) {
+                return Err(sriov::Error::Allocated { pci: vf.pci, netns: record.netns.clone().into() }.into());
+            }
             return Err(Error::Config(format!(
                 "container {} already has {} of network {}: the runtime must DEL it before another ADD",
                 call.container, call.if_name, call.conf
@@ -101,17 +109,7 @@ impl Engine {
     ) -> Result<Value, Error> {
         let call = self.call()?;
         for (position, attachment) in request.attachments.iter().enumerate() {
-            let held = self.records.hold_confs(false)?;
-            let conf_hash = self.records.keep_conf(&attachment.list)?;
-            let mut record = new_record(&call, position, attachment, conf_hash);
-            record.pod.clone_from(&request.pod);
-            record.boot_id.clone_from(&self.boot_id);
-            record.netns.clone_from(&self.invocation.netns);
-            record.netns_id = Some(netns.id().clone());
-            // A plugin that is executed keeps state elsewhere, which survives a power cut: so must our knowledge of it.
-            let executes = !attachment.is_builtin(&self.settings) || attachment.list.plugins.len() > 1;
-            self.records.write(&record, executes)?;
-            drop(held);
+            let record = self.begin(&call, position, attachment, request.pod.as_ref(), netns)?;
             made.push(Made { record, result: CniResult::default() });
             if let Some(last) = made.last_mut() {
                 let attaching = self.attach(attachment, netns, last, announcements);
@@ -129,8 +127,30 @@ impl Engine {
         Ok(value)
     }
 
+    /// Writes down that an attachment is about to be made.
+    pub(super) fn begin(
+        &self,
+        call: &Call,
+        position: usize,
+        attachment: &Attachment,
+        pod: Option<&PodName>,
+        netns: &Netns,
+    ) -> Result<Record, Error> {
+        let _held = self.records.hold_confs(false)?;
+        let conf_hash = self.records.keep_conf(&attachment.list)?;
+        let mut record = new_record(call, position, attachment, conf_hash);
+        record.pod = pod.cloned();
+        record.boot_id.clone_from(&self.boot_id);
+        record.netns.clone_from(&self.invocation.netns);
+        record.netns_id = Some(netns.id().clone());
+        // A plugin that is executed keeps state elsewhere, which survives a power cut: so must our knowledge of it.
+        let executes = !attachment.is_builtin(&self.settings) || attachment.list.plugins.len() > 1;
+        self.records.write(&record, executes)?;
+        Ok(record)
+    }
+
     /// Makes one attachment.
-    async fn attach(
+    pub(super) async fn attach(
         &self,
         attachment: &Attachment,
         netns: &Netns,
@@ -236,7 +256,7 @@ impl Engine {
     }
 
     /// Undoes what was made, last first. Gives what could not be undone; it stays in the journal.
-    async fn roll_back(&self, made: Vec<Made>) -> Vec<Error> {
+    pub(super) async fn roll_back(&self, made: Vec<Made>) -> Vec<Error> {
         let entries = made.into_iter().map(|made| Entry::Good(Box::new(made.record))).collect();
         // The deadline of ADD may be what failed it: undoing has a time of its own.
         let undoing = self.with_deadline(Instant::now() + self.settings.del_timeout.min(Duration::from_secs(15)));

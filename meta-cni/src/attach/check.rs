@@ -8,7 +8,10 @@ use super::{
     open_netns,
     record::{Entry, Record},
 };
-use crate::cni::{CniResult, Error, chain};
+use crate::{
+    cni::{CniResult, Error, chain},
+    face::Face,
+};
 
 impl Engine {
     /// Compares every attachment of this call with the sandbox.
@@ -26,7 +29,7 @@ impl Engine {
         for entry in self.records.of_container(&call.container)?.into_iter().filter(|entry| *entry.call() == call) {
             found = true;
             let (title, checked) = match entry {
-                Entry::Good(record) => (record.title(), self.check_one(&record, &netns).await),
+                Entry::Good(record) => (record.title(), self.check_one(*record, &netns).await),
                 Entry::Torn { interface, path, .. } => {
                     (interface, Err(Error::decode(path.display().to_string(), "the record is torn: DEL repairs it")))
                 }
@@ -38,6 +41,9 @@ impl Engine {
             if self.records.of_container(&call.container)?.is_empty() {
                 self.remove_lock(&call.container);
             }
+            if self.face == Face::Sriov && self.is_of_sriov_cni()? {
+                return Ok(());
+            }
             return Err(Error::Mismatch(format!(
                 "container {} has no attachment of network {} recorded for {}",
                 call.container, call.conf, call.if_name
@@ -46,7 +52,11 @@ impl Engine {
         Error::join(errors).map_or(Ok(()), Err)
     }
 
-    async fn check_one(&self, record: &Record, netns: &Netns) -> Result<(), Error> {
+    async fn check_one(&self, mut record: Record, netns: &Netns) -> Result<(), Error> {
+        if self.face == Face::Sriov {
+            self.expect_what_followed(&mut record)?;
+        }
+        let record = &record;
         let list = record.additions.apply(self.records.conf(record)?)?;
         let result = CniResult::parse("the recorded result", &record.result, list.version)?;
         // A network below 0.4.0 has no CHECK of its own, and a plugin's CHECK need not look at everything.

@@ -9,6 +9,7 @@ use super::{
 use crate::{
     cluster::PodName,
     cni::{Error, chain},
+    face::Face,
 };
 use serde_json::Value;
 
@@ -30,7 +31,11 @@ impl Engine {
         let mut errors = self.undo_entries(own, &self.invocation.netns).await;
         if !primary_is_known || torn {
             errors.extend(self.undo_unrecorded(&call, &recorded).await);
-            errors.extend(self.del_unrecorded_primary().await.err());
+            let unrecorded = match self.face {
+                Face::Meta => self.del_unrecorded_primary().await,
+                Face::Sriov => self.del_unrecorded_vf().await,
+            };
+            errors.extend(unrecorded.err());
         }
         if let Some(error) = Error::join(errors) {
             if self.records.of_container(&call.container).is_ok_and(|left| left.is_empty()) {

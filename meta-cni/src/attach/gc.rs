@@ -12,7 +12,10 @@ use super::{
     primary,
     record::{Call, Entry, Record},
 };
-use crate::cni::{Error, PluginList, chain};
+use crate::{
+    cni::{Error, PluginList, chain},
+    face::Face,
+};
 
 /// An attachment as the runtime lists it.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
@@ -65,8 +68,22 @@ impl Engine {
             }
         }
         self.lock = None;
-        errors.extend(self.collect_vfs(&living).await);
-        errors.extend(self.gc_of_plugins(&listed, &survivors).await);
+        match self.face {
+            Face::Meta => {
+                errors.extend(self.collect_vfs(&living).await);
+                errors.extend(self.gc_of_plugins(&listed, &survivors).await);
+            }
+            Face::Sriov => {
+                if let Some(valid) = &living.valid {
+                    let listed_ones = valid.iter().map(|one| (one.container.as_str(), one.if_name.as_str()));
+                    // What could not be undone may still have its address on the interface.
+                    let left =
+                        survivors.iter().map(|record| (record.call.container.as_str(), record.interface.as_str()));
+                    let keep: Vec<(&str, &str)> = listed_ones.chain(left).collect();
+                    errors.extend(self.gc_addresses(&listed, &keep).await.err());
+                }
+            }
+        }
         errors.extend(self.records.forget_unused_confs().err());
         errors.extend(SandboxLock::sweep(&self.layout.locks(), &self.records).err());
         errors.extend(self.release_orphans());

@@ -33,8 +33,7 @@ impl SandboxLock {
     ///
     /// # Errors
     /// [`Error::TryLater`] when another verb holds it for too long, [`Error::Io`].
-    pub(super) async fn take(locks: &Path, container: &str, deadline: Instant) -> Result<Self, Error> {
-        let path = locks.join(format!("{PREFIX}{container}"));
+    pub(super) async fn take(path: PathBuf, container: &str, deadline: Instant) -> Result<Self, Error> {
         let begun = Instant::now();
         let mut pause = Duration::from_millis(2);
         loop {

@@ -4,6 +4,7 @@
 pub mod record;
 
 mod add;
+mod alone;
 mod builtin;
 mod check;
 mod del;
@@ -22,6 +23,7 @@ use tokio::time::Instant;
 use crate::{
     cluster::Cluster,
     cni::{CniArgs, Command, Error, Invocation, Scene},
+    face::Face,
     node::{Layout, boot_id},
     settings::Settings,
 };
@@ -31,12 +33,13 @@ use record::{Call, Record, Records};
 /// Everything that the verbs of one call share.
 #[derive(Debug)]
 pub struct Engine {
+    face: Face,
     settings: Settings,
     layout: Layout,
     records: Records,
     cluster: Cluster,
     boot_id: String,
-    /// `binDir`, then `CNI_PATH`.
+    /// Of the meta plugin `binDir`, then `CNI_PATH`; of a plugin alone `CNI_PATH`.
     path: Vec<PathBuf>,
     invocation: Invocation,
     deadline: Instant,
@@ -49,13 +52,19 @@ impl Engine {
     ///
     /// # Errors
     /// [`Error::Config`] for a wrong conf; [`Error::Io`] when our directories cannot be made.
-    pub fn new(invocation: Invocation, settings: Settings) -> Result<Self, Error> {
+    pub fn new(face: Face, invocation: Invocation, settings: Settings) -> Result<Self, Error> {
         let timeout = if invocation.command == Command::Add { settings.add_timeout } else { settings.del_timeout };
         let deadline = Instant::now() + timeout;
-        let layout = Layout::of(&settings);
-        let mut path = vec![settings.bin_dir.clone()];
-        path.extend(invocation.path.iter().filter(|directory| **directory != settings.bin_dir).cloned());
+        let layout = Layout::of(&settings, face);
+        let path = match face {
+            Face::Meta => {
+                let other = |directory: &&PathBuf| **directory != settings.bin_dir;
+                [&settings.bin_dir].into_iter().chain(invocation.path.iter().filter(other)).cloned().collect()
+            }
+            Face::Sriov => invocation.path.clone(),
+        };
         Ok(Self {
+            face,
             records: Records::of(&layout),
             cluster: Cluster::of(&settings, deadline),
             boot_id: boot_id()?,
@@ -72,7 +81,7 @@ impl Engine {
     async fn lock(&mut self, container: &str) -> Result<(), Error> {
         // That of another sandbox is given up first.
         self.lock = None;
-        let lock = SandboxLock::take(&self.layout.locks(), container, self.deadline).await?;
+        let lock = SandboxLock::take(self.layout.sandbox_lock(container), container, self.deadline).await?;
         self.lock = Some(Arc::new(lock));
         Ok(())
     }
@@ -88,7 +97,7 @@ impl Engine {
     /// The key of this call.
     fn call(&self) -> Result<Call, Error> {
         Ok(Call {
-            conf: self.invocation.conf.text("name")?,
+            conf: self.face.mark(self.invocation.conf.text("name")?),
             container: self.invocation.container.clone(),
             if_name: self.invocation.if_name.clone(),
         })

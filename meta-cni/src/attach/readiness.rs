@@ -7,6 +7,7 @@ use super::{Engine, primary};
 use crate::{
     cluster::Cluster,
     cni::{Error, PluginList, find_plugin},
+    face::Face,
     files,
 };
 
@@ -25,6 +26,9 @@ impl Engine {
         files::replace(&probe, b"", 0o600, false)
             .and_then(|()| files::remove(&probe))
             .map_err(|error| not_ready(format!("{error}: {}", error.details())))?;
+        if self.face == Face::Sriov {
+            return self.status_alone().await;
+        }
         // A primary given as a definition is in the API server, which STATUS does not ask.
         let lists = match primary::networks(&self.settings, &Cluster::None).await {
             Ok(lists) => lists,

@@ -179,7 +179,7 @@ impl Engine {
     }
 
     /// Judges one attachment and names the device that it will use, if it is attached in-process.
-    fn judge(&self, attachment: &Attachment, own: &BTreeSet<PciAddress>) -> Result<Option<String>, Error> {
+    pub(super) fn judge(&self, attachment: &Attachment, own: &BTreeSet<PciAddress>) -> Result<Option<String>, Error> {
         let executed = usize::from(attachment.is_builtin(&self.settings));
         let kinds: BTreeSet<&str> =
             attachment.list.plugins.iter().skip(executed).map(|plugin| plugin.kind.as_str()).collect();

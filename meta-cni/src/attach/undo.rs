@@ -13,6 +13,7 @@ impl Engine {
     /// The same engine with another deadline.
     pub(super) fn with_deadline(&self, deadline: Instant) -> Self {
         Self {
+            face: self.face,
             settings: self.settings.clone(),
             layout: self.layout.clone(),
             records: self.records.clone(),

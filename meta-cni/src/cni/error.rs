@@ -57,6 +57,9 @@ pub enum Error {
     /// STATUS: this network cannot take pods.
     #[error("{0}")]
     NotReady(String),
+    /// STATUS: this network cannot take pods, and those that it has may be cut off.
+    #[error("{0}")]
+    Limited(String),
     /// A virtual function could not be used.
     #[error(transparent)]
     Vf(Box<sriov::Error>),
@@ -153,6 +156,7 @@ impl Error {
             Self::Netns(_) => 8,
             Self::TryLater(_) => 11,
             Self::NotReady(_) => 50,
+            Self::Limited(_) => 51,
             Self::Vf(error) => vf_code(error),
             Self::Kernel(error) => kernel_code(error),
             Self::Mismatch(_) => 101,
@@ -241,7 +245,8 @@ fn vf_code(error: &sriov::Error) -> u32 {
         | E::NoNetdev { .. }
         | E::NotBack { .. }
         | E::Foreign { .. }
-        | E::Busy { .. } => 100,
+        | E::Busy { .. }
+        | E::Allocated { .. } => 100,
         E::NotReported { .. }
         | E::MacInUse { .. }
         | E::NameTaken { .. }

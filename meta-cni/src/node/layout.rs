@@ -2,20 +2,22 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::{cni::Error, files, settings::Settings};
+use crate::{cni::Error, face::Face, files, settings::Settings};
 
 /// The directories of our state and locks.
 #[derive(Debug, Clone)]
 pub struct Layout {
     state: PathBuf,
     run: PathBuf,
+    face: Face,
 }
 
 impl Layout {
-    /// The layout of a conf.
+    /// The layout of a conf. Each face has a journal of its own, so that none takes another one's attachments for its
+    /// own; the leases of VFs are common to all.
     #[must_use]
-    pub fn of(settings: &Settings) -> Self {
-        Self { state: settings.state_dir.clone(), run: settings.run_dir.clone() }
+    pub fn of(settings: &Settings, face: Face) -> Self {
+        Self { state: settings.state_dir.clone(), run: settings.run_dir.clone(), face }
     }
 
     /// Makes the directories; they may hold secrets, so they are root's alone.
@@ -32,13 +34,13 @@ impl Layout {
     /// Records, a directory for each container.
     #[must_use]
     pub fn sandboxes(&self) -> PathBuf {
-        self.state.join("sandboxes")
+        self.journal().join("sandboxes")
     }
 
     /// Configurations by their hash.
     #[must_use]
     pub fn confs(&self) -> PathBuf {
-        self.state.join("confs")
+        self.journal().join("confs")
     }
 
     /// Who holds a VF.
@@ -51,6 +53,23 @@ impl Layout {
     #[must_use]
     pub fn locks(&self) -> PathBuf {
         self.run.join("lock")
+    }
+
+    /// The lock of a sandbox. A plugin alone has one of its own: its caller may be the meta plugin, which holds the other.
+    #[must_use]
+    pub fn sandbox_lock(&self, container: &str) -> PathBuf {
+        let kind = match self.face {
+            Face::Meta => "sandbox",
+            Face::Sriov => "sriov",
+        };
+        self.locks().join(format!("{kind}-{container}"))
+    }
+
+    fn journal(&self) -> PathBuf {
+        match self.face {
+            Face::Meta => self.state.clone(),
+            Face::Sriov => self.state.join("faces/sriov"),
+        }
     }
 
     /// The root of our state.

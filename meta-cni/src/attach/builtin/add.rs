@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use sandbox::{Dad, IfName, Netns, NewAddress, RouteSpec, Rtnl, configure, read_back_of};
-use sriov::{Owner, attach, find, is_owner_alias};
+use sriov::{Owner, SriovCni, attach, find, is_owner_alias};
 
 use super::{
     Announcements, BuiltinVf, LOCK_PATIENCE,
@@ -34,6 +34,10 @@ impl Engine {
 
         let leases = self.leases();
         let lock = leases.lock(vf.pci, LOCK_PATIENCE).await?;
+        let sriov_cni = SriovCni::of_node();
+        let _their_lock = sriov_cni.lock(vf.pci, LOCK_PATIENCE).await?;
+        let before = leases.owner(vf.pci)?;
+        sriov_cni.refuse_if_held(vf.pci, before.as_ref().map(|owner| owner.netns.path.as_path()))?;
         let mut owner = Owner {
             call: lease_key(&record.call, &record.interface),
             pod_uid: record.pod.as_ref().map(|pod| pod.uid.clone()).unwrap_or_default(),
@@ -49,6 +53,7 @@ impl Engine {
         }
         owner.original = Some(Box::new(original.clone()));
         leases.take(&lock, &owner)?;
+        sriov_cni.hold(vf.pci, netns.path())?;
         record.vf = Some(original.clone());
         self.records.write(record, false)?;
 

@@ -6,9 +6,11 @@ mod addresses;
 mod announce;
 mod check;
 mod leftover;
+mod sriov_cni;
 mod takeover;
 mod undo;
 mod userspace;
+mod vacancy;
 
 use std::{collections::BTreeSet, time::Duration};
 

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, path::Path};
 
 use sandbox::{Links, Netns, NetnsId, Rtnl};
-use sriov::{Original, PciAddress};
+use sriov::{Original, PciAddress, SriovCni};
 
 use super::{BuiltinVf, LOCK_PATIENCE, addresses::pools, lease_key, of_container};
 use crate::{
@@ -100,6 +100,8 @@ impl Engine {
     pub(super) async fn give_back(&self, pci: PciAddress, holding: &Holding<'_>) -> Result<(), Error> {
         let leases = self.leases();
         let lock = leases.lock(pci, LOCK_PATIENCE).await?;
+        let sriov_cni = SriovCni::of_node();
+        let _their_lock = sriov_cni.lock(pci, LOCK_PATIENCE).await?;
         let owner = leases.owner(pci)?;
         if owner.as_ref().is_some_and(|owner| owner.call != holding.key) {
             tracing::warn!(vf = %pci, owner = owner.map(|owner| owner.call), "the VF has another owner by now and is left alone");
@@ -113,12 +115,22 @@ impl Engine {
                 return Ok(());
             }
         }
+        let netns_id = owner.as_ref().map(|owner| &owner.netns).or(holding.netns_id);
+        let held = netns_id.map(|id| id.path.clone()).unwrap_or_default();
+        match sriov_cni.refuse_if_held(pci, Some(&held)) {
+            Err(taken @ sriov::Error::Allocated { .. }) => {
+                tracing::warn!(vf = %pci, %taken, "sriov-cni has given the VF to another pod by now: it is left alone");
+                leases.release(&lock, holding.key)?;
+                return Ok(());
+            }
+            free => free?,
+        }
         let original = holding.original.or(owner.as_ref().and_then(|owner| owner.original.as_deref()));
         let boot_id = holding.boot_id.or(owner.as_ref().map(|owner| owner.boot_id.as_str()));
         if let Some(original) = original.filter(|_| boot_id == Some(&self.boot_id)) {
-            let netns_id = owner.as_ref().map(|owner| &owner.netns).or(holding.netns_id);
             self.bring_back(original, holding.netns, netns_id).await?;
         }
+        sriov_cni.release(pci, &held)?;
         leases.release(&lock, holding.key)?;
         if holding.original.is_some() {
             leases.forget_torn(&lock)?;

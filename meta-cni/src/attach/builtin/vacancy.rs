@@ -1,0 +1,126 @@
+//! STATUS and GC of the face `sriov`: is a VF to be had, and where do its addresses come from.
+
+use std::collections::BTreeMap;
+
+use sandbox::{Links as _, Netns, Rtnl};
+use serde_json::Value;
+use sriov::{PciAddress, SriovCni};
+
+use super::{LOCK_PATIENCE, addresses::BuiltinIpam, sysfs};
+use crate::{
+    attach::Engine,
+    cni::{Error, Plugin, PluginList, chain, find_plugin},
+};
+
+impl Engine {
+    /// Whether an ADD of this network could work: its addresses, and its VF; a configuration that names none is asked
+    /// about all VFs of the machine.
+    pub(in crate::attach) async fn status_alone(&self) -> Result<(), Error> {
+        let not_ready = |error: Error| Error::NotReady(format!("the network is not ready: {error}"));
+        let attachment = self.alone().map_err(not_ready)?;
+        let list = attachment.additions.apply(attachment.list.clone()).map_err(not_ready)?;
+        let ipam = self.ipam(&list, &attachment.runtime_config, &attachment.args, &attachment.network);
+        if let BuiltinIpam::Executed(kind) = ipam.map_err(not_ready)? {
+            find_plugin(&kind, &self.path).map_err(not_ready)?;
+            chain::status(&as_list_of(&list, kind), &self.bare_scene("", self.invocation.args.clone())).await?;
+        }
+        match &attachment.additions.device {
+            Some(device) => {
+                let pci = PciAddress::try_from(device.as_str()).map_err(|error| not_ready(error.into()))?;
+                self.vacancy(&[pci]).await
+            }
+            None => self.vacancy(&sysfs().vfs()?).await,
+        }
+    }
+
+    /// Whether one of the VFs is free and has a PF that is up. None at all say nothing: in a virtual machine that was
+    /// given VFs they cannot be told from other devices.
+    async fn vacancy(&self, vfs: &[PciAddress]) -> Result<(), Error> {
+        let host = Rtnl::open(&Netns::current()?)?;
+        let mut of_pfs = BTreeMap::new();
+        let mut without_link = Vec::new();
+        let mut held = Vec::new();
+        for pci in vfs {
+            let device = sysfs().vf(*pci).map_err(|error| Error::NotReady(error.to_string()))?;
+            // One without a PF here tells nothing of its link.
+            let problem = match &device.pf {
+                None => None,
+                Some(pf) => match of_pfs.get(&pf.pci) {
+                    Some(known) => Option::<String>::clone(known),
+                    None => {
+                        let problem = match pf.netdev(*pci) {
+                            Err(error) => Some(error.to_string()),
+                            Ok(pf) => match host.by_index(pf.index).await? {
+                                Some(link) if link.up => None,
+                                _ => Some(format!("PF {0} is down: bring it up (ip link set {0} up)", pf.name)),
+                            },
+                        };
+                        of_pfs.insert(pf.pci, problem.clone());
+                        problem
+                    }
+                },
+            };
+            match problem {
+                Some(problem) => without_link.push(problem),
+                None => match self.refuse_if_held(*pci) {
+                    Ok(()) => return Ok(()),
+                    Err(busy @ Error::Vf(_)) => held.push(busy.to_string()),
+                    Err(error) => return Err(error),
+                },
+            }
+        }
+        without_link.dedup();
+        match (held.as_slice(), without_link.as_slice()) {
+            ([], []) => Ok(()),
+            // What is attached already has no link either.
+            ([], _) => Err(Error::Limited(without_link.join("; "))),
+            ([one], []) => Err(Error::NotReady(format!("no VF is left: {one}"))),
+            _ => {
+                let down =
+                    if without_link.is_empty() { String::new() } else { format!("; {}", without_link.join("; ")) };
+                Err(Error::NotReady(format!("no VF is left: all {} are in use{down}", held.len())))
+            }
+        }
+    }
+
+    /// Refuses a VF that a living sandbox holds, by our lease or by sriov-cni's file. A look without the lock: STATUS must
+    /// not wait for a verb.
+    fn refuse_if_held(&self, pci: PciAddress) -> Result<(), Error> {
+        let leases = self.leases();
+        let owner = leases.owner(pci)?;
+        if let Some(owner) = &owner
+            && leases.is_alive(pci, owner)?
+        {
+            return Err(sriov::Error::Busy { pci, owner: Box::new(owner.clone()) }.into());
+        }
+        let ours = owner.as_ref().map(|owner| owner.netns.path.as_path());
+        Ok(SriovCni::of_node().refuse_if_held(pci, ours)?)
+    }
+
+    /// GC of the addresses: whoever is not in `keep` gives them back. An IPAM plugin that is executed gets the list as it
+    /// is.
+    pub(in crate::attach) async fn gc_addresses(&self, listed: &Value, keep: &[(&str, &str)]) -> Result<(), Error> {
+        let attachment = self.alone()?;
+        let list = attachment.additions.apply(attachment.list.clone())?;
+        match self.ipam(&list, &attachment.runtime_config, &attachment.args, &attachment.network)? {
+            BuiltinIpam::None | BuiltinIpam::Static(_) => Ok(()),
+            BuiltinIpam::Pool { pool, .. } => {
+                let owners: Result<Vec<_>, _> =
+                    keep.iter().map(|(container, interface)| ipam::Owner::new(container, interface)).collect();
+                pool.store(LOCK_PATIENCE).release_all_but(&owners?)?;
+                Ok(())
+            }
+            BuiltinIpam::Executed(kind) => {
+                let scene = self.bare_scene("", self.invocation.args.clone());
+                chain::gc(&as_list_of(&list, kind), listed, &scene).await
+            }
+        }
+    }
+}
+
+/// The same configuration for an IPAM plugin: delegation hands on the whole of it.
+fn as_list_of(list: &PluginList, kind: String) -> PluginList {
+    let plugins =
+        list.plugins.iter().take(1).map(|plugin| Plugin { kind: kind.clone(), object: plugin.object.clone() });
+    PluginList { plugins: plugins.collect(), ..list.clone() }
+}

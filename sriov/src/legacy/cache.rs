@@ -1,0 +1,257 @@
+//! What sriov-cni wrote down at ADD: its configuration with the VF's original state, at `CONTAINER-INTERFACE`. Enough to
+//! give the VF back as [`restore`] does for a VF of our own.
+
+use std::fs;
+use std::io;
+use std::path::PathBuf;
+
+use sandbox::{IfName, Link, LinkState, Links, MacAddr, VfReport, VfVlan, VlanProto};
+use serde::Deserialize;
+
+use super::SriovCni;
+use crate::locate::{Place, locate};
+use crate::{Error, Original, OriginalNetdev, OriginalPf, PciAddress, Sysfs, VfDevice, restore};
+
+/// ETH_P_8021AD, as sriov-cni keeps the kind of tag, and with its bytes swapped, as it does on s390x. 0 in files of
+/// releases that knew 802.1q alone.
+const DOT1AD: [i64; 2] = [0x88a8, 0xa888];
+
+/// One attachment of sriov-cni. Keys that old releases did not have are empty.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct Cached {
+    /// The VF.
+    #[serde(rename = "deviceID")]
+    pub device_id: String,
+    #[serde(rename = "OrigVfState")]
+    state: VfState,
+    #[serde(rename = "MAC", alias = "mac")]
+    mac: String,
+    vlan: Option<i64>,
+    spoofchk: String,
+    trust: String,
+    min_tx_rate: Option<i64>,
+    max_tx_rate: Option<i64>,
+    link_state: String,
+    /// What the result said: the VF's, before releases kept it below.
+    #[serde(rename = "MTU")]
+    mtu: Option<i64>,
+}
+
+/// The VF before its ADD.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+struct VfState {
+    #[serde(rename = "HostIFName")]
+    name: String,
+    spoof_chk: bool,
+    trust: bool,
+    #[serde(rename = "AdminMAC")]
+    admin_mac: String,
+    #[serde(rename = "EffectiveMAC")]
+    effective_mac: String,
+    vlan: i64,
+    #[serde(rename = "VlanQoS")]
+    vlan_qos: i64,
+    vlan_proto: i64,
+    min_tx_rate: i64,
+    max_tx_rate: i64,
+    link_state: i64,
+    #[serde(rename = "MTU")]
+    mtu: Option<i64>,
+}
+
+impl SriovCni {
+    /// What sriov-cni wrote down of an attachment. A torn file (sriov-cni writes in place) counts as none: it names
+    /// nothing that could be given back.
+    pub fn cached(&self, container: &str, interface: &str) -> Result<Option<Cached>, Error> {
+        let path = self.cache(container, interface);
+        let text = match fs::read(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(Error::Lease { step: "read", path, source }),
+        };
+        match serde_json::from_slice(&text) {
+            Ok(cached) => Ok(Some(cached)),
+            Err(problem) => {
+                tracing::warn!(file = %path.display(), %problem, "sriov-cni's file is torn: its VF is not known");
+                Ok(None)
+            }
+        }
+    }
+
+    /// Whether sriov-cni wrote down another attachment of the VF than this one.
+    pub fn has_another(&self, device_id: &str, container: &str, interface: &str) -> Result<bool, Error> {
+        let own = self.cache(container, interface);
+        let failed = |source| Error::Lease { step: "list", path: self.root.clone(), source };
+        for entry in fs::read_dir(&self.root).map_err(failed)? {
+            let path = entry.map_err(failed)?.path();
+            let text = if path == own || !path.is_file() { Vec::new() } else { fs::read(&path).unwrap_or_default() };
+            if serde_json::from_slice::<Cached>(&text).is_ok_and(|other| other.device_id == device_id) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Removes what is written down of an attachment.
+    pub fn forget(&self, container: &str, interface: &str) -> Result<(), Error> {
+        let path = self.cache(container, interface);
+        match fs::remove_file(&path) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                Err(Error::Lease { step: "remove", path, source })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn cache(&self, container: &str, interface: &str) -> PathBuf {
+        self.root.join(format!("{container}-{interface}"))
+    }
+}
+
+/// Gives a VF of sriov-cni's back to the host, as its file says that it was, wherever it is now. `pod` is the namespace
+/// that it may be in, `interface` its name there. What the file does not tell is left as it is found.
+pub async fn release_cached<L: Links>(
+    host: &L,
+    pod: Option<&L>,
+    cached: &Cached,
+    interface: &IfName,
+    sysfs: &Sysfs,
+) -> Result<(), Error> {
+    let pci = PciAddress::try_from(cached.device_id.as_str())?;
+    let device = match sysfs.vf(pci) {
+        Err(Error::NotPresent { .. }) => return Ok(()),
+        device => device?,
+    };
+    let kernel = |source| Error::Kernel { pci, source };
+    // Kernels before 5.14 do not tell the parent device: there sysfs must do in the host, and the name in the pod.
+    let mut candidate = match &device.netdev {
+        Some(netdev) => host.by_index(netdev.index).await.map_err(kernel)?,
+        None => None,
+    };
+    if let (None, Some(pod)) = (&candidate, pod) {
+        candidate = pod.by_name(interface.as_str()).await.map_err(kernel)?;
+    }
+    let candidate = candidate.filter(|link| link.parent_dev.is_none() && link.kind.is_none());
+    let known = cached.original(pci, &device, candidate.as_ref(), false);
+    let mut original = match locate(host, pod, &known, sysfs, async || Ok(None)).await? {
+        Place::Pod(link) | Place::Elsewhere(_, link) => cached.original(pci, &device, Some(&link), false),
+        Place::Host(link) => cached.original(pci, &device, Some(&link), link.up),
+        Place::NoNetdev => known,
+        Place::Unplugged => return Ok(()),
+    };
+    if let Some(netdev) = &mut original.netdev {
+        // A name that the host has given to another interface by now cannot come back.
+        let mut altnames = Vec::new();
+        for altname in netdev.altnames.drain(..).filter(|altname| *altname != netdev.name) {
+            let other = host.by_name(&altname).await.map_err(kernel)?;
+            altnames.extend(other.is_none_or(|other| other.index == netdev.index).then_some(altname));
+        }
+        netdev.altnames = altnames;
+    }
+    if let Some(pf) = &mut original.pf
+        && let Some(report) = &mut pf.report
+        && let Some(now) = host.pf_report(pf.index).await.map_err(kernel)?.vf(pf.number)
+    {
+        forget_unreported(report, now);
+    }
+    restore(host, pod, &original, sysfs).await
+}
+
+impl Cached {
+    /// The state to give the VF back in. What sriov-cni did not look at is as `found`; of what it did, only that counts
+    /// which its configuration changed, because the file does not tell "off" from "not reported by the driver".
+    fn original(&self, pci: PciAddress, device: &VfDevice, found: Option<&Link>, up: bool) -> Original {
+        let sets_mac = parse(&self.mac);
+        let admin = parse(&self.state.admin_mac);
+        let current = found.and_then(|link| link.mac);
+        let perm_mac = found.and_then(|link| link.perm_mac);
+        let mac = parse(&self.state.effective_mac)
+            .or(current.filter(|_| sets_mac.is_none()))
+            .or(admin)
+            .or(perm_mac)
+            .unwrap_or(MacAddr::ZERO);
+        let index = found.map_or(0, |link| link.index);
+        let name = match (&self.state.name, found) {
+            (name, _) if !name.is_empty() => name.clone(),
+            (_, Some(link)) if up => link.name.clone(),
+            _ => format!("dev{index}"),
+        };
+        let netdev = OriginalNetdev {
+            index,
+            name,
+            altnames: found.map(|link| link.altnames.clone()).unwrap_or_default(),
+            alias: found.and_then(|link| link.alias.clone()),
+            mac,
+            // igbvf reports the address that was set last for the one burnt in: the other one is wanted back.
+            perm_mac: perm_mac.map(|perm| if sets_mac == Some(perm) { mac } else { perm }),
+            mtu: self.mtu().or(found.map(|link| link.mtu)).unwrap_or(0),
+            txqlen: found.map_or(0, |link| link.txqlen),
+            up,
+            // Of the pod's making: a VF of the pool does not listen to what is not for it.
+            promisc: false,
+            allmulti: false,
+        };
+        let pf = device.pf.as_ref().and_then(|pf| {
+            let link = pf.netdev(pci).ok()?;
+            Some(OriginalPf {
+                pci: pf.pci,
+                number: pf.number,
+                driver: pf.driver.clone(),
+                index: link.index,
+                name: link.name.clone(),
+                // Releases that did not look at the PF have nothing to put back there.
+                report: (!self.state.admin_mac.is_empty()).then(|| self.report(pf.number, admin)),
+            })
+        });
+        let driver = device.driver.clone();
+        let netdev = device.userspace_driver().is_none().then_some(netdev);
+        Original { pci, driver, pf, netdev, sets_mac, dummy: false }
+    }
+
+    fn mtu(&self) -> Option<u32> {
+        let mtus = [self.state.mtu, self.mtu].into_iter().flatten();
+        mtus.filter_map(|mtu| u32::try_from(mtu).ok()).find(|mtu| *mtu != 0)
+    }
+
+    fn report(&self, number: u32, admin: Option<MacAddr>) -> VfReport {
+        let state = &self.state;
+        let rated = self.min_tx_rate.is_some() || self.max_tx_rate.is_some();
+        let rate = |mbps: i64| u32::try_from(mbps).ok().filter(|_| rated);
+        VfReport {
+            number,
+            mac: Some(admin.unwrap_or(MacAddr::ZERO)),
+            vlan: self.vlan.and(Some(VfVlan {
+                id: u16::try_from(state.vlan).unwrap_or(0),
+                qos: u8::try_from(state.vlan_qos).unwrap_or(0),
+                proto: if DOT1AD.contains(&state.vlan_proto) { VlanProto::Dot1Ad } else { VlanProto::Dot1Q },
+            })),
+            spoofchk: (!self.spoofchk.is_empty()).then_some(state.spoof_chk),
+            trust: (!self.trust.is_empty()).then_some(state.trust),
+            link_state: (!self.link_state.is_empty()).then_some(match state.link_state {
+                1 => LinkState::Enable,
+                2 => LinkState::Disable,
+                _ => LinkState::Auto,
+            }),
+            min_tx_rate: rate(state.min_tx_rate),
+            max_tx_rate: rate(state.max_tx_rate),
+        }
+    }
+}
+
+/// What a driver does not report sriov-cni took for "on": it is not known, and so not restored.
+fn forget_unreported(report: &mut VfReport, now: &VfReport) {
+    report.mac = report.mac.filter(|_| now.mac.is_some());
+    report.vlan = report.vlan.filter(|_| now.vlan.is_some());
+    report.spoofchk = report.spoofchk.filter(|_| now.spoofchk.is_some());
+    report.trust = report.trust.filter(|_| now.trust.is_some());
+    report.link_state = report.link_state.filter(|_| now.link_state.is_some());
+    report.min_tx_rate = report.min_tx_rate.filter(|_| now.min_tx_rate.is_some());
+    report.max_tx_rate = report.max_tx_rate.filter(|_| now.max_tx_rate.is_some());
+}
+
+/// An address that an interface can have; Go writes none as the empty text.
+fn parse(text: &str) -> Option<MacAddr> {
+    text.parse().ok().filter(|mac: &MacAddr| *mac != MacAddr::ZERO)
+}

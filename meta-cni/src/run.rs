@@ -92,7 +92,7 @@ async fn dispatch(invocation: Invocation, settings: Settings) -> Result<Option<V
     );
     let command = invocation.command;
     let work = async {
-        let engine = Engine::new(invocation, settings)?;
+        let mut engine = Engine::new(invocation, settings)?;
         match command {
             Command::Add => engine.add().await.map(Some),
             Command::Del => engine.del().await.map(|()| None),

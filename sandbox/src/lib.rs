@@ -19,8 +19,8 @@ mod vf;
 #[cfg(feature = "fake")]
 pub mod fake;
 
-pub use address::{Address, Dad, NewAddress, ReadBack, configure, read_back};
-pub use announce::announcing_sysctls;
+pub use address::{Address, Dad, NewAddress, ReadBack, configure, read_back, read_back_of};
+pub use announce::{ANNOUNCE_LIMIT, announce, announcing_sysctls};
 pub use error::Error;
 pub use link::{Link, LinkChange, MacAddr};
 pub use links::Links;

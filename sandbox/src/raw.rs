@@ -1,4 +1,4 @@
-//! The only unsafe code of the house: a socket option that no crate in use knows.
+//! The only unsafe code of the house: two things of libc that no crate in use has in a safe form.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, AsRawFd};
 
 use nix::errno::Errno;
 use nix::libc;
+use nix::sys::socket::{LinkAddr, SockaddrLike};
 
 /// The cookie of the network namespace that a socket belongs to (SO_NETNS_COOKIE, Linux 5.14): a number that no other
 /// namespace has or will have in this boot. None where the kernel does not know it.
@@ -22,4 +23,21 @@ pub(crate) fn netns_cookie(socket: &impl AsFd) -> io::Result<Option<u64>> {
         Err(Errno::ENOPROTOOPT) => Ok(None),
         Err(errno) => Err(errno.into()),
     }
+}
+
+/// All stations behind an interface, as the receiver of a packet of `protocol` (ETH_P_*); packet(7).
+pub(crate) fn broadcast(index: u32, protocol: u16) -> Option<LinkAddr> {
+    let address = libc::sockaddr_ll {
+        sll_family: libc::AF_PACKET as libc::sa_family_t,
+        sll_protocol: protocol.to_be(),
+        sll_ifindex: index.try_into().ok()?,
+        sll_hatype: 0,
+        sll_pkttype: 0,
+        sll_halen: 6,
+        sll_addr: [0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0],
+    };
+    let length = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
+    // SAFETY: the pointer is to a whole sockaddr_ll that lives until the call returns, and `length` is its size; the
+    // callee copies it.
+    unsafe { LinkAddr::from_raw((&raw const address).cast(), Some(length)) }
 }

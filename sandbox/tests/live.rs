@@ -2,60 +2,18 @@
 
 //! [`Rtnl`] against the running kernel, in namespaces of our own; `ip -j` is the second witness. Needs root.
 
-use std::future::Future;
-use std::net::IpAddr;
-use std::process::Command;
+mod support;
+
 use std::time::Duration;
 
-use ipnet::IpNet;
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, unshare};
 use sandbox::{
-    Dad, Error, IfName, LinkChange, LinkState, Links, MacAddr, Netns, NewAddress, Route, RouteSpec, Rtnl, Sysctl,
-    VfSetting, VfVlan, VlanProto, announcing_sysctls, configure, read_back, read_sysctl, set_default_route,
-    write_sysctls,
+    Dad, Error, LinkChange, LinkState, Links, MacAddr, Netns, NewAddress, Route, RouteSpec, Rtnl, Sysctl, VfSetting,
+    VfVlan, VlanProto, announcing_sysctls, configure, read_back, read_sysctl, set_default_route, write_sysctls,
 };
 use serde_json::Value;
-
-/// Runs the test in a new network and mount namespace: libtest gives every test a thread of its own, and namespaces
-/// belong to threads.
-fn isolated<F: Future<Output = ()>>(test: impl FnOnce() -> F) {
-    unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).expect("root is needed");
-    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>).unwrap();
-    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(test());
-}
-
-fn new_netns() -> Netns {
-    std::thread::spawn(|| {
-        unshare(CloneFlags::CLONE_NEWNET).unwrap();
-        Netns::current().unwrap()
-    })
-    .join()
-    .unwrap()
-}
-
-fn ip(args: &str) -> Value {
-    let out = Command::new("ip").args(["-j", "-d"]).args(args.split(' ')).output().unwrap();
-    assert!(out.status.success(), "ip {args}: {}", String::from_utf8_lossy(&out.stderr));
-    if out.stdout.is_empty() { Value::Null } else { serde_json::from_slice(&out.stdout).unwrap() }
-}
-
-fn ip_in(netns: &Netns, args: &str) -> Value {
-    netns.run("ask ip", || Ok(ip(args))).unwrap()
-}
-
-fn name(text: &str) -> IfName {
-    IfName::try_from(text).unwrap()
-}
-
-fn net(text: &str) -> IpNet {
-    text.parse().unwrap()
-}
-
-fn addr(text: &str) -> IpAddr {
-    text.parse().unwrap()
-}
+use support::{addr, ip, ip_in, isolated, name, net, new_netns};
 
 #[test]
 fn a_link_is_read_as_ip_shows_it_and_changed_as_asked() {
@@ -166,12 +124,18 @@ fn a_link_moves_and_is_renamed_in_one_message() {
         let (host, pod) = (Rtnl::open(&host_ns).unwrap(), Rtnl::open(&pod_ns).unwrap());
         let v0 = host.by_name("v0").await.unwrap().unwrap();
         host.subscribe().await.unwrap();
-        host.move_to(v0.index, &pod, &name("net1")).await.unwrap();
+        let changes = [LinkChange::Mtu(1400), LinkChange::Alias("default/p".into())];
+        host.move_with(v0.index, &pod, &name("net1"), &changes).await.unwrap();
         assert!(host.link_event(Duration::from_secs(5)).await.unwrap(), "the host saw it leave");
         assert_eq!(host.by_name("v0").await.unwrap(), None);
         let net1 = pod.by_name("net1").await.unwrap().unwrap();
-        assert_eq!(net1.mac, v0.mac);
-        assert_eq!(ip_in(&pod_ns, "link show net1")[0]["address"], v0.mac.unwrap().to_string());
+        assert_eq!((net1.mac, net1.mtu, net1.alias.as_deref(), net1.up), (v0.mac, 1400, Some("default/p"), false));
+        pod.change_named(&name("net1"), &[LinkChange::Up(true)]).await.unwrap();
+        let shown = ip_in(&pod_ns, "link show net1");
+        assert_eq!(shown[0]["address"], v0.mac.unwrap().to_string());
+        assert_eq!((&shown[0]["flags"][0], &shown[0]["ifname"]), (&"NO-CARRIER".into(), &"net1".into()));
+        let error = pod.change_named(&name("net9"), &[LinkChange::Up(true)]).await.unwrap_err();
+        assert_eq!(error.errno(), Some(Errno::ENODEV as i32));
         pod.move_to(net1.index, &host, &name("v0")).await.unwrap();
         assert_eq!(host.by_name("v0").await.unwrap().unwrap().mac, v0.mac);
         // The move that fails half way: it went over, but the name was taken.
@@ -181,6 +145,13 @@ fn a_link_moves_and_is_renamed_in_one_message() {
         assert_eq!(error.errno(), Some(Errno::EEXIST as i32));
         assert_eq!(host.by_name("v0").await.unwrap(), None);
         assert_eq!(pod.by_name("v0").await.unwrap().unwrap().mac, v0.mac);
+        // Or at the MTU, which comes before the name.
+        pod.move_to(v0.index, &host, &name("v0")).await.unwrap();
+        let too_much = [LinkChange::Mtu(1_000_000), LinkChange::Alias("other".into())];
+        let error = host.move_with(v0.index, &pod, &name("net2"), &too_much).await.unwrap_err();
+        assert_eq!(error.errno(), Some(Errno::EINVAL as i32));
+        let left = pod.by_name("v0").await.unwrap().unwrap();
+        assert_eq!((left.mtu, left.alias.as_deref()), (1400, Some("default/p")));
     });
 }
 
@@ -351,108 +322,4 @@ fn a_dropped_socket_lets_its_namespace_die() {
         }
         panic!("the namespace is still alive after five seconds");
     });
-}
-
-/// Mounts a new namespace at a path, as a container runtime does; gives it as a thread inside opened it, which does not
-/// keep the mount busy.
-fn mount_new_netns(path: &std::path::Path) -> Netns {
-    std::thread::scope(|scope| {
-        let made = scope.spawn(|| {
-            unshare(CloneFlags::CLONE_NEWNET).unwrap();
-            mount(Some("/proc/thread-self/ns/net"), path, None::<&str>, MsFlags::MS_BIND, None::<&str>).unwrap();
-            Netns::current().unwrap()
-        });
-        made.join().unwrap()
-    })
-}
-
-/// The kernel gives the inode of a dead namespace to the next one; only the cookie tells them apart.
-#[test]
-fn a_namespace_in_the_place_of_a_dead_one_is_another() {
-    isolated(|| async {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("netns");
-        std::fs::write(&path, "").unwrap();
-        // The kernel takes a namespace apart in its own time and then gives out its numbers again, the lowest first; other
-        // tests make namespaces too. So try until one gets the inode of one before it.
-        let mut dead: Vec<sandbox::NetnsId> = Vec::new();
-        let (first, second) = loop {
-            let now = mount_new_netns(&path);
-            if let Some(first) = dead.iter().find(|dead| dead.inode == now.id().inode) {
-                break (first.clone(), now);
-            }
-            drop(now);
-            let id = Rtnl::open(&Netns::open(&path).unwrap()).unwrap().netns().id().clone();
-            assert_eq!(id, Netns::open(&path).unwrap().identify().unwrap(), "the socket's answer, and another's");
-            assert!(id.cookie.is_some(), "Linux 5.14 has cookies");
-            assert!(id.is_alive().unwrap());
-            // The socket is closed when the runtime comes to it.
-            tokio::time::sleep(Duration::from_millis(50)).await;
-            nix::mount::umount(&path).unwrap();
-            assert!(!id.is_alive().unwrap(), "a plain file");
-            dead.push(id);
-            assert!(dead.len() < 100, "no inode is used again");
-        };
-        assert_eq!((second.id().dev, second.id().inode), (first.dev, first.inode));
-        assert!(!first.is_alive().unwrap() && !first.is_of(&second).unwrap(), "told apart by the cookie");
-        assert_ne!(second.identify().unwrap().cookie, first.cookie);
-        // What was written down without a cookie can only be compared by what it has.
-        let old: sandbox::NetnsId =
-            serde_json::from_value(serde_json::json!({"path": path, "dev": first.dev, "inode": first.inode})).unwrap();
-        assert!(old.cookie.is_none() && old.is_alive().unwrap());
-        assert!(!serde_json::to_string(&old).unwrap().contains("cookie"));
-    });
-}
-
-/// Held by a mount, by a process, by a thread, by a descriptor: each is listed, once.
-#[test]
-fn every_namespace_that_somebody_holds_is_listed_once() {
-    isolated(|| async {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("with blank");
-        std::fs::write(&path, "").unwrap();
-        drop(mount_new_netns(&path));
-        let mounted = Netns::open(&path).unwrap().id().clone();
-        let mut child = Command::new("unshare").args(["--net", "sleep", "60"]).spawn().unwrap();
-        let of_child = format!("/proc/{}/ns/net", child.id());
-        let own = Netns::current().unwrap();
-        let of_process = eventually(|| Netns::open(&of_child).ok().filter(|netns| !netns.same_as(&own)));
-        let of_process = of_process.id().clone();
-        let open = new_netns();
-        // One that was opened by a path which is gone: its descriptor does not show as a namespace.
-        let other = dir.path().join("other");
-        std::fs::write(&other, "").unwrap();
-        drop(mount_new_netns(&other));
-        let by_path = Netns::open(&other).unwrap();
-        nix::mount::umount2(&other, nix::mount::MntFlags::MNT_DETACH).unwrap();
-
-        let listed: Vec<sandbox::NetnsId> = sandbox::namespaces().map(|netns| netns.id().clone()).collect();
-        let position = |id: &sandbox::NetnsId| {
-            let at: Vec<usize> =
-                listed.iter().enumerate().filter(|(_, l)| l.inode == id.inode).map(|(n, _)| n).collect();
-            assert_eq!(at.len(), 1, "{id:?} in {listed:#?}");
-            at[0]
-        };
-        assert_eq!(listed[position(&mounted)].path, path);
-        assert!(position(&mounted) < position(&of_process) && position(&of_process) < position(open.id()));
-        assert!(position(&of_process) < position(own.id()), "only a thread lives in it");
-        assert!(position(&of_process) < position(by_path.id()));
-        assert!(listed.iter().all(|id| id.cookie.is_some()));
-        let inodes: std::collections::HashSet<u64> = listed.iter().map(|id| id.inode).collect();
-        assert_eq!(inodes.len(), listed.len(), "each once: {listed:#?}");
-        // A veth has no parent device, and nothing has this one.
-        assert!(sandbox::namespace_of_device("0000:ff:1f.7").await.is_none());
-        child.kill().unwrap();
-        child.wait().unwrap();
-    });
-}
-
-fn eventually<T>(mut look: impl FnMut() -> Option<T>) -> T {
-    for _ in 0..200 {
-        if let Some(found) = look() {
-            return found;
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    panic!("it did not happen within four seconds");
 }

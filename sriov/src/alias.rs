@@ -1,7 +1,7 @@
 //! The alias of a VF while it is in a pod: it names the owner to whoever looks, and carries what a repair needs that
 //! finds neither record nor lease.
 
-use sandbox::{LinkState, Links, MacAddr, VfReport, VfVlan};
+use sandbox::{Links, MacAddr};
 
 use crate::{Error, Original, PciAddress, Sysfs, Wanted, find};
 
@@ -12,18 +12,24 @@ const WAS: &str = "; was ";
 /// IFALIASZ of linux/if.h, less the final zero.
 const LIMIT: usize = 255;
 
-/// The alias for a VF that `owner` is about to get: `meta-cni: OWNER; was NAME MAC mtu MTU`, with ` up` if it was, and
-/// ` pf MAC` if its PF showed another address for it. An owner that does not fit is cut, the state never.
-pub fn owner_alias(owner: &str, original: &Original) -> String {
-    let mut state = format!("{WAS}{} {} mtu {}", original.name, original.mac, original.mtu);
-    if original.up {
-        state.push_str(" up");
+/// The alias for a VF that is about to go to a pod: `meta-cni: POD PLACE; was NAME MAC mtu MTU`, with ` up` if it was,
+/// and ` pf MAC` if its PF showed another address for it. A name of a pod that does not fit is cut, nothing else is.
+pub fn owner_alias(pod: &str, place: &str, original: &Original) -> String {
+    let mut rest = place.to_owned();
+    if let Some(netdev) = &original.netdev {
+        rest.push_str(&format!("{WAS}{} {} mtu {}", netdev.name, netdev.mac, netdev.mtu));
+        if netdev.up {
+            rest.push_str(" up");
+        }
+        if let Some(at_pf) = original.report().and_then(|report| report.mac).filter(|mac| *mac != netdev.mac) {
+            rest.push_str(&format!(" pf {at_pf}"));
+        }
     }
-    if let Some(at_pf) = original.report.as_ref().and_then(|report| report.mac).filter(|mac| *mac != original.mac) {
-        state.push_str(&format!(" pf {at_pf}"));
+    if pod.is_empty() {
+        return format!("{MARK}{rest}");
     }
-    let room = LIMIT.saturating_sub(MARK.len() + state.len());
-    format!("{MARK}{}{state}", &owner[..owner.floor_char_boundary(room)])
+    let room = LIMIT.saturating_sub(MARK.len() + 1 + rest.len());
+    format!("{MARK}{} {rest}", &pod[..pod.floor_char_boundary(room)])
 }
 
 /// Whether an alias is one of ours. In the host it means that the VF was lost by its pod and never given back.
@@ -35,35 +41,30 @@ pub fn is_owner_alias(alias: Option<&str>) -> bool {
 /// and up as the alias says, everything else clean (no VLAN, no limits, spoof check on, trust off, no administrative
 /// address). What its driver does not report stays untouched. None if the VF has no alias of ours.
 pub async fn original_by_alias<L: Links>(sysfs: &Sysfs, host: &L, pci: PciAddress) -> Result<Option<Original>, Error> {
-    let now = find(sysfs, host, pci, &Wanted::default()).await?;
-    Ok(is_owner_alias(now.alias.as_deref()).then(|| clean(now)))
+    let mut found = find(sysfs, host, pci, &Wanted::default()).await?;
+    let alias = found.netdev.as_mut().and_then(|netdev| netdev.alias.take());
+    let Some(alias) = alias.filter(|alias| is_owner_alias(Some(alias))) else { return Ok(None) };
+    found.make_clean();
+    if let Some(was) = Was::parse(&alias) {
+        put(was, &mut found);
+    }
+    Ok(Some(found))
 }
 
-fn clean(now: Original) -> Original {
-    let mut original = Original { alias: None, promisc: false, allmulti: false, ..now };
-    if let Some(report) = &mut original.report {
-        *report = VfReport {
-            number: report.number,
-            mac: report.mac,
-            vlan: report.vlan.map(|_| VfVlan::default()),
-            spoofchk: report.spoofchk.map(|_| true),
-            trust: report.trust.map(|_| false),
-            link_state: report.link_state.map(|_| LinkState::Auto),
-            min_tx_rate: report.min_tx_rate.map(|_| 0),
-            max_tx_rate: report.max_tx_rate.map(|_| 0),
-        };
-    }
-    let Some(was) = now.alias.as_deref().and_then(Was::parse) else { return original };
+/// Writes the state of an alias into the one that was found.
+fn put(was: Was, found: &mut Original) {
+    let Some(netdev) = &mut found.netdev else { return };
     // A permanent address that follows the one in use (igbvf) has to follow it back.
-    if original.perm_mac == Some(now.mac) {
-        original.perm_mac = Some(was.mac);
+    if netdev.perm_mac == Some(netdev.mac) {
+        netdev.perm_mac = Some(was.mac);
     }
-    if let Some(at_pf) = original.report.as_mut().and_then(|report| report.mac.as_mut()) {
+    // Whoever set the address did it through the PF, too.
+    found.sets_mac = Some(netdev.mac);
+    (netdev.name, netdev.mac, netdev.mtu, netdev.up) = (was.name, was.mac, was.mtu, was.up);
+    let report = found.pf.as_mut().and_then(|pf| pf.report.as_mut());
+    if let Some(at_pf) = report.and_then(|report| report.mac.as_mut()) {
         *at_pf = was.at_pf.unwrap_or(was.mac);
-        // Whoever set the address did it through the PF, too.
-        original.sets_mac = Some(now.mac);
     }
-    Original { name: was.name, mac: was.mac, mtu: was.mtu, up: was.up, ..original }
 }
 
 /// The state in an alias.

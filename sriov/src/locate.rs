@@ -52,7 +52,8 @@ pub(crate) enum Place<L> {
 /// The interface in one namespace, wherever the names and indexes went. The index is tried first: one message instead
 /// of a dump, and it mostly is still the same.
 pub(crate) async fn in_namespace<L: Links>(links: &L, original: &Original) -> Result<Option<Link>, sandbox::Error> {
-    if let Some(link) = links.by_index(original.index).await?
+    if let Some(netdev) = &original.netdev
+        && let Some(link) = links.by_index(netdev.index).await?
         && original.is(&link)
     {
         return Ok(Some(link));

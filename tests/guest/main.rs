@@ -8,9 +8,12 @@ mod harness;
 
 mod addresses;
 mod attributes;
+mod budget;
+mod comparison;
 mod concurrency;
 mod crash;
 mod deletion;
+mod kinds;
 mod node;
 mod ownership;
 mod pods;

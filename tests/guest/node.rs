@@ -78,6 +78,11 @@ impl Node {
         Self { world, conf, a, b, given: Mutex::default(), before }
     }
 
+    /// What [`Self::assert_as_before`] compares with is what there is now.
+    pub(crate) fn look_again(&mut self) {
+        self.before = host_links();
+    }
+
     /// Writes a definition whose devices are of a resource.
     pub(crate) fn network(&self, name: &str, resource: &str, config: &Value) -> &Self {
         self.world.definition_with_resource(name, resource, config);
@@ -125,6 +130,14 @@ impl Node {
     /// Detaches a pod.
     pub(crate) fn del(&self, pod: &str, netns: &str) {
         self.call("DEL", pod, netns).ok();
+    }
+
+    /// CHECK of pod `p` with one network fails, and says this and nothing more.
+    #[track_caller]
+    pub(crate) fn differs(&self, netns: &str, network: &str, expected: &str) {
+        let text = self.call("CHECK", "p", netns).fails(101);
+        let expected = format!("default/{network} as net1: {expected}");
+        assert_eq!(text.split("; ").next(), Some(expected.as_str()), "{text}");
     }
 
     /// The entry of network-status for an interface of a pod.
@@ -241,4 +254,16 @@ fn assert_same(before: &[Value], now: &[Value]) {
         }
     }
     assert!(differences.is_empty(), "{}", differences.join("\n"));
+}
+
+/// A configuration of `sriov` with these keys.
+pub(crate) fn sriov(more: &Value) -> Value {
+    let mut conf = json!({"cniVersion": "1.0.0", "type": "sriov"});
+    conf.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    conf
+}
+
+/// A pool of addresses with a gateway and a route.
+pub(crate) fn pool() -> Value {
+    json!({"type": "host-local", "subnet": "10.11.0.0/24", "gateway": "10.11.0.1", "routes": [{"dst": "10.12.0.0/16"}]})
 }

@@ -8,11 +8,10 @@ use tokio::time::{Instant, timeout};
 
 use super::{
     Engine,
-    lock::SandboxLock,
+    builtin::Announcements,
     open_netns,
     record::{Entry, Record, Stage, new_record},
     request::Request,
-    this_process,
 };
 use crate::{
     cluster::Written,
@@ -37,16 +36,16 @@ impl Engine {
     ///
     /// # Errors
     /// The first one with its network, step and cause; everything made was undone, and what could not be is named after.
-    pub async fn add(&self) -> Result<Value, Error> {
+    pub async fn add(&mut self) -> Result<Value, Error> {
         let netns = open_netns(&self.invocation.netns)?
             .ok_or_else(|| Error::Netns(format!("CNI_NETNS {} is no network namespace", self.invocation.netns)))?
             .identified()?;
         self.layout.create()?;
-        let container = &self.invocation.container;
-        let lock = SandboxLock::take(&self.layout.locks(), container, &self.records, self.deadline).await?;
+        let container = self.invocation.container.clone();
+        self.lock(&container).await?;
         let outcome = self.add_locked(&netns).await;
-        if outcome.is_err() && self.records.of_container(container)?.is_empty() {
-            lock.remove(&self.records, container);
+        if outcome.is_err() && self.records.of_container(&container)?.is_empty() {
+            self.remove_lock(&container);
         }
         outcome
     }
@@ -54,11 +53,15 @@ impl Engine {
     async fn add_locked(&self, netns: &Netns) -> Result<Value, Error> {
         let others = self.settle_earlier_attempts().await?;
         let request = self.request(&others).await?;
-        let mut made = Vec::new();
-        let outcome = self.attach_all(&request, netns, &mut made).await;
+        let (mut made, mut announcements) = (Vec::new(), Announcements::default());
+        let outcome = self.attach_all(&request, netns, &mut made, &mut announcements).await;
         match outcome {
-            Ok(value) => Ok(value),
+            Ok(value) => {
+                announcements.finish().await;
+                Ok(value)
+            }
             Err(error) => {
+                announcements.stop().await;
                 let left = self.roll_back(made).await;
                 Err(if left.is_empty() { error } else { Error::Several(std::iter::once(error).chain(left).collect()) })
             }
@@ -89,7 +92,13 @@ impl Engine {
         Ok(others)
     }
 
-    async fn attach_all(&self, request: &Request, netns: &Netns, made: &mut Vec<Made>) -> Result<Value, Error> {
+    async fn attach_all(
+        &self,
+        request: &Request,
+        netns: &Netns,
+        made: &mut Vec<Made>,
+        announcements: &mut Announcements,
+    ) -> Result<Value, Error> {
         let call = self.call()?;
         for (position, attachment) in request.attachments.iter().enumerate() {
             let held = self.records.hold_confs(false)?;
@@ -99,14 +108,14 @@ impl Engine {
             record.boot_id.clone_from(&self.boot_id);
             record.netns.clone_from(&self.invocation.netns);
             record.netns_id = Some(netns.id().clone());
-            record.worker = this_process();
             // A plugin that is executed keeps state elsewhere, which survives a power cut: so must our knowledge of it.
             let executes = !attachment.is_builtin(&self.settings) || attachment.list.plugins.len() > 1;
             self.records.write(&record, executes)?;
             drop(held);
             made.push(Made { record, result: CniResult::default() });
             if let Some(last) = made.last_mut() {
-                self.attach(attachment, netns, last).await.map_err(|error| error.of_network(attachment.title()))?;
+                let attaching = self.attach(attachment, netns, last, announcements);
+                attaching.await.map_err(|error| error.of_network(attachment.title()))?;
             }
         }
         self.settle_default_routes(request, netns, made).await?;
@@ -121,12 +130,18 @@ impl Engine {
     }
 
     /// Makes one attachment.
-    async fn attach(&self, attachment: &Attachment, netns: &Netns, made: &mut Made) -> Result<(), Error> {
+    async fn attach(
+        &self,
+        attachment: &Attachment,
+        netns: &Netns,
+        made: &mut Made,
+        announcements: &mut Announcements,
+    ) -> Result<(), Error> {
         let list = attachment.additions.apply(attachment.list.clone())?;
         let builtin = attachment.is_builtin(&self.settings);
         let record = &mut made.record;
         let (from, previous) = if builtin {
-            let result = self.add_builtin(record, &list, netns).await?;
+            let result = self.add_builtin(record, &list, netns, announcements).await?;
             let value = result.to_json(list.version)?;
             record.result = value.clone();
             self.records.write(record, false)?;
@@ -135,12 +150,7 @@ impl Engine {
             (0, None)
         };
         let scene = self.scene(record, &self.invocation.netns);
-        let (value, result) = chain::add(&list, from, previous, &scene, &mut |group| {
-            record.plugin = group;
-            self.records.write(record, false)
-        })
-        .await?;
-        record.plugin = None;
+        let (value, result) = chain::add(&list, from, previous, &scene).await?;
         record.result = value;
         if !record.primary {
             record.stage = Stage::Done;

@@ -4,7 +4,7 @@ use sandbox::{IfName, Netns, ReadBack, Rtnl, read_back};
 
 use super::{
     Engine,
-    lock::SandboxLock,
+    builtin::has_interface,
     open_netns,
     record::{Entry, Record},
 };
@@ -15,12 +15,12 @@ impl Engine {
     ///
     /// # Errors
     /// All differences, each with its network.
-    pub async fn check(&self) -> Result<(), Error> {
+    pub async fn check(&mut self) -> Result<(), Error> {
         let netns = open_netns(&self.invocation.netns)?
             .ok_or_else(|| Error::Netns(format!("CNI_NETNS {} is no network namespace", self.invocation.netns)))?;
         self.layout.create()?;
         let call = self.call()?;
-        let lock = SandboxLock::take(&self.layout.locks(), &call.container, &self.records, self.deadline).await?;
+        self.lock(&call.container).await?;
         let mut errors = Vec::new();
         let mut found = false;
         for entry in self.records.of_container(&call.container)?.into_iter().filter(|entry| *entry.call() == call) {
@@ -36,7 +36,7 @@ impl Engine {
         if !found {
             // Nobody will DEL what was never added: the lock's file must not stay.
             if self.records.of_container(&call.container)?.is_empty() {
-                lock.remove(&self.records, &call.container);
+                self.remove_lock(&call.container);
             }
             return Err(Error::Mismatch(format!(
                 "container {} has no attachment of network {} recorded for {}",
@@ -50,13 +50,18 @@ impl Engine {
         let list = record.additions.apply(self.records.conf(record)?)?;
         let result = CniResult::parse("the recorded result", &record.result, list.version)?;
         // A network below 0.4.0 has no CHECK of its own, and a plugin's CHECK need not look at everything.
-        compare(record, &result, netns).await?;
+        let mut errors = Vec::new();
+        if has_interface(record) {
+            errors.extend(compare(record, &result, netns).await.err());
+        }
         let scene = self.scene(record, &self.invocation.netns);
         let builtin = self.is_builtin_list(&list);
         if builtin {
-            self.check_builtin(record, &list, netns).await?;
+            errors.extend(self.check_builtin(record, &list, netns).await.err());
         }
-        chain::check(&list, usize::from(builtin), &record.result, &scene, &mut |_| Ok(())).await
+        let chained = chain::check(&list, usize::from(builtin), &record.result, &scene).await;
+        errors.extend(chained.err());
+        Error::join(errors).map_or(Ok(()), Err)
     }
 }
 

@@ -3,9 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::{
-    Engine,
-    lock::SandboxLock,
-    open_netns, primary,
+    Engine, open_netns, primary,
     record::{Call, Entry, Stage},
 };
 use crate::{
@@ -19,10 +17,10 @@ impl Engine {
     ///
     /// # Errors
     /// What could not be undone while the sandbox's namespace lives: the runtime tries again.
-    pub async fn del(&self) -> Result<(), Error> {
+    pub async fn del(&mut self) -> Result<(), Error> {
         self.layout.create()?;
         let call = self.call()?;
-        let lock = SandboxLock::take(&self.layout.locks(), &call.container, &self.records, self.deadline).await?;
+        self.lock(&call.container).await?;
         let entries = self.records.of_container(&call.container)?;
         let (own, others): (Vec<Entry>, Vec<Entry>) = entries.into_iter().partition(|entry| *entry.call() == call);
         // An attachment that is owed was answered before: it is GC's now, but a DEL is as good a moment.
@@ -36,7 +34,7 @@ impl Engine {
         }
         if let Some(error) = Error::join(errors) {
             if self.records.of_container(&call.container).is_ok_and(|left| left.is_empty()) {
-                lock.remove(&self.records, &call.container);
+                self.remove_lock(&call.container);
             }
             return Err(error);
         }
@@ -44,7 +42,7 @@ impl Engine {
             self.cluster.forget_status(&pod);
         }
         if others.is_empty() && self.records.of_container(&call.container)?.is_empty() {
-            lock.remove(&self.records, &call.container);
+            self.remove_lock(&call.container);
         }
         Ok(())
     }
@@ -84,7 +82,7 @@ impl Engine {
         let previous = self.invocation.conf.get::<Value>("prevResult")?;
         let netns = if alive { self.invocation.netns.as_str() } else { "" };
         let scene = self.bare_scene(netns, self.invocation.args.clone());
-        let deleted = chain::del(&list, 0, previous.as_ref(), &scene, !alive, &mut |_| Ok(())).await;
+        let deleted = chain::del(&list, 0, previous.as_ref(), &scene, !alive).await;
         match deleted {
             Err(error) if alive => Err(error.of_network(format!("{} as {}", list.name, self.invocation.if_name))),
             Err(error) => {

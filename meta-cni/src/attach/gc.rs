@@ -45,7 +45,7 @@ impl Engine {
     ///
     /// # Errors
     /// All failures; the rest was done all the same.
-    pub async fn gc(&self) -> Result<(), Error> {
+    pub async fn gc(&mut self) -> Result<(), Error> {
         self.layout.create()?;
         let listed = self.listed()?;
         let valid: Option<BTreeSet<Valid>> = match &listed {
@@ -55,7 +55,7 @@ impl Engine {
                     .map_err(|problem| Error::decode("cni.dev/valid-attachments", problem))?,
             ),
         };
-        let living = Living { conf: self.invocation.conf.text("name")?, valid };
+        let living = Living { conf: self.call()?.conf, valid };
         let mut errors = Vec::new();
         let mut survivors = Vec::new();
         for container in self.records.containers()? {
@@ -64,6 +64,7 @@ impl Engine {
                 Err(error) => errors.push(error.of_network(format!("container {container}"))),
             }
         }
+        self.lock = None;
         errors.extend(self.collect_vfs(&living).await);
         errors.extend(self.gc_of_plugins(&listed, &survivors).await);
         errors.extend(self.records.forget_unused_confs().err());
@@ -81,12 +82,12 @@ impl Engine {
 
     /// Judges the records of one container under its lock.
     async fn collect(
-        &self,
+        &mut self,
         container: &str,
         living: &Living,
         survivors: &mut Vec<Record>,
     ) -> Result<Vec<Error>, Error> {
-        let lock = SandboxLock::take(&self.layout.locks(), container, &self.records, self.deadline).await?;
+        self.lock(container).await?;
         let (stale, kept): (Vec<Entry>, Vec<Entry>) =
             self.records.of_container(container)?.into_iter().partition(|entry| self.is_stale(entry, living));
         survivors.extend(kept.into_iter().filter_map(|entry| match entry {
@@ -99,7 +100,7 @@ impl Engine {
         let errors = self.undo_entries(stale, "").await;
         let left = self.records.of_container(container)?;
         if left.is_empty() {
-            lock.remove(&self.records, container);
+            self.remove_lock(container);
         } else {
             survivors.extend(left.into_iter().filter_map(|entry| match entry {
                 Entry::Good(record) if is_owed(&Entry::Good(record.clone())) => Some(*record),

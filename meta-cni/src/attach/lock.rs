@@ -1,17 +1,18 @@
 //! One verb at a time in a sandbox, across our processes and the plugins they left running.
 
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{self, OpenOptions},
     os::{fd::AsFd, unix::fs::MetadataExt},
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use tokio::time::{Instant, sleep};
 
-use super::record::{Entry, Records};
-use crate::cni::{Error, start_time};
+use super::record::Records;
+use crate::cni::{Error, Ledger};
 
 /// What a sandbox's lock is called, before the container's ID.
 const PREFIX: &str = "sandbox-";
@@ -23,7 +24,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// The lock of a sandbox. Plugins inherit its descriptor: if we are killed, the next verb waits for them.
 #[derive(Debug)]
 pub(super) struct SandboxLock {
-    file: File,
+    ledger: Ledger,
     path: PathBuf,
 }
 
@@ -32,12 +33,7 @@ impl SandboxLock {
     ///
     /// # Errors
     /// [`Error::TryLater`] when another verb holds it for too long, [`Error::Io`].
-    pub(super) async fn take(
-        locks: &Path,
-        container: &str,
-        records: &Records,
-        deadline: Instant,
-    ) -> Result<Self, Error> {
+    pub(super) async fn take(locks: &Path, container: &str, deadline: Instant) -> Result<Self, Error> {
         let path = locks.join(format!("{PREFIX}{container}"));
         let begun = Instant::now();
         let mut pause = Duration::from_millis(2);
@@ -47,7 +43,7 @@ impl SandboxLock {
             }
             let waited = begun.elapsed();
             if waited > ORPHAN_PATIENCE {
-                end_orphans(records, container)?;
+                end_orphans(&path);
             }
             if waited > PATIENCE || Instant::now() + pause >= deadline {
                 return Err(Error::TryLater(format!(
@@ -76,7 +72,12 @@ impl SandboxLock {
             return Ok(None);
         }
         fcntl(file.as_fd(), FcntlArg::F_SETFD(FdFlag::empty())).map_err(|errno| failed(errno.into()))?;
-        Ok(Some(Self { file, path: path.to_owned() }))
+        Ok(Some(Self { ledger: Ledger::new(Arc::new(file)), path: path.to_owned() }))
+    }
+
+    /// Where the plugins that run under the lock are noted.
+    pub(super) fn ledger(&self) -> Ledger {
+        self.ledger.clone()
     }
 
     /// Removes the locks of containers that have no record, and that nobody holds: a call was killed before it wrote the
@@ -91,32 +92,25 @@ impl SandboxLock {
             let Some(container) = name.to_str().and_then(|name| name.strip_prefix(PREFIX)) else { continue };
             let Some(lock) = Self::try_take(&locks.join(&name))? else { continue };
             if records.of_container(container)?.is_empty() {
-                lock.remove(records, container);
+                records.tidy(container);
+                lock.remove_file();
             }
         }
         Ok(())
     }
 
-    /// Removes the lock's file, and what is left of the container in the journal: it has no record any more.
-    pub(super) fn remove(self, records: &Records, container: &str) {
-        records.tidy(container);
-        // A file that stays is an empty one in a tmpfs; the next boot takes it along.
+    /// Removes the lock's file, while it is held.
+    pub(super) fn remove_file(&self) {
+        // A file that stays is a small one in a tmpfs; the next boot takes it along.
         let _ = fs::remove_file(&self.path);
-        drop(self.file);
     }
 }
 
-/// Ends the plugins whose own process, one of ours, is gone.
-fn end_orphans(records: &Records, container: &str) -> Result<(), Error> {
-    for entry in records.of_container(container)? {
-        let Entry::Good(record) = entry else { continue };
-        let alive = record
-            .worker
-            .is_some_and(|worker| u32::try_from(worker.id).ok().and_then(start_time) == Some(worker.start_time));
-        if let Some(plugin) = record.plugin.filter(|_| !alive) {
-            tracing::warn!(network = record.title(), group = plugin.id, "ending a plugin that was left running");
-            plugin.end();
-        }
+/// Ends the plugin whose own process, one of ours, is gone.
+fn end_orphans(path: &Path) {
+    let note = fs::read_to_string(path).ok().and_then(|text| Ledger::read(&text));
+    if let Some(note) = note.filter(|note| !note.worker.is_alive() && note.plugin.is_alive()) {
+        tracing::warn!(lock = %path.display(), group = note.plugin.id, "ending a plugin that was left running");
+        note.plugin.end();
     }
-    Ok(())
 }

@@ -14,17 +14,18 @@ mod readiness;
 mod request;
 mod undo;
 
-use std::path::PathBuf;
+use std::{path::PathBuf, sync::Arc};
 
 use sandbox::Netns;
 use tokio::time::Instant;
 
 use crate::{
     cluster::Cluster,
-    cni::{CniArgs, Command, Error, Invocation, ProcessGroup, Scene, start_time},
+    cni::{CniArgs, Command, Error, Invocation, Scene},
     node::{Layout, boot_id},
     settings::Settings,
 };
+use lock::SandboxLock;
 use record::{Call, Record, Records};
 
 /// Everything that the verbs of one call share.
@@ -39,6 +40,8 @@ pub struct Engine {
     path: Vec<PathBuf>,
     invocation: Invocation,
     deadline: Instant,
+    /// The lock of the sandbox that is worked on.
+    lock: Option<Arc<SandboxLock>>,
 }
 
 impl Engine {
@@ -61,7 +64,25 @@ impl Engine {
             path,
             invocation,
             deadline,
+            lock: None,
         })
+    }
+
+    /// Takes the lock of a sandbox; plugins that are executed from now on are noted in it.
+    async fn lock(&mut self, container: &str) -> Result<(), Error> {
+        // That of another sandbox is given up first.
+        self.lock = None;
+        let lock = SandboxLock::take(&self.layout.locks(), container, self.deadline).await?;
+        self.lock = Some(Arc::new(lock));
+        Ok(())
+    }
+
+    /// Removes the lock's file, and what is left of the container in the journal: it has no record any more.
+    fn remove_lock(&mut self, container: &str) {
+        if let Some(lock) = self.lock.take() {
+            self.records.tidy(container);
+            lock.remove_file();
+        }
     }
 
     /// The key of this call.
@@ -83,6 +104,7 @@ impl Engine {
             path: self.path.clone(),
             runtime_config: record.runtime_object(),
             deadline: self.deadline,
+            ledger: self.lock.as_ref().map(|lock| lock.ledger()),
         }
     }
 
@@ -96,14 +118,9 @@ impl Engine {
             path: self.path.clone(),
             runtime_config: self.invocation.conf.get("runtimeConfig").ok().flatten().unwrap_or_default(),
             deadline: self.deadline,
+            ledger: self.lock.as_ref().map(|lock| lock.ledger()),
         }
     }
-}
-
-/// This process, as records name it.
-fn this_process() -> Option<ProcessGroup> {
-    let pid = std::process::id();
-    Some(ProcessGroup { id: i32::try_from(pid).ok()?, start_time: start_time(pid)? })
 }
 
 /// The namespace at a path, if there is one. One that cannot be looked at counts as there: it must not be taken for dead.

@@ -14,7 +14,7 @@ use sha2::{Digest, Sha256};
 
 use crate::{
     cluster::PodName,
-    cni::{CniArgs, Error, Object, PluginList, ProcessGroup},
+    cni::{CniArgs, Error, Object, PluginList},
     files,
     network::Additions,
     node::Layout,
@@ -102,12 +102,6 @@ pub struct Record {
     /// What its plugins may be given by capability.
     #[serde(default)]
     pub runtime_config: Value,
-    /// The process that makes or undoes it, so that a later verb can tell whether we died.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub worker: Option<ProcessGroup>,
-    /// The plugin that is running.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub plugin: Option<ProcessGroup>,
     /// The VF, when it was attached in-process: its state before the first change.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vf: Option<sriov::Original>,
@@ -380,8 +374,6 @@ pub fn new_record(call: &Call, position: usize, attachment: &crate::network::Att
         additions: attachment.additions.clone(),
         args: attachment.args.clone(),
         runtime_config: serde_json::to_value(&attachment.runtime_config).unwrap_or_default(),
-        worker: None,
-        plugin: None,
         vf: None,
         addresses: None,
         executed_ipam: None,

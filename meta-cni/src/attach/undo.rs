@@ -6,7 +6,6 @@ use tokio::time::Instant;
 use super::{
     Engine, open_netns,
     record::{Entry, Record, Stage},
-    this_process,
 };
 use crate::cni::{Error, chain};
 
@@ -22,6 +21,7 @@ impl Engine {
             path: self.path.clone(),
             invocation: self.invocation.clone(),
             deadline,
+            lock: self.lock.clone(),
         }
     }
 
@@ -48,12 +48,9 @@ impl Engine {
     /// marked as owed and the failure is a warning.
     pub(super) async fn undo(&self, mut record: Record, netns: &str) -> Result<(), Error> {
         let netns = self.live_netns(&record, netns)?;
-        record.worker = this_process();
-        self.records.write(&record, false)?;
         match self.undo_steps(&mut record, netns.as_deref()).await {
             Ok(()) => self.records.remove(&record),
             Err(error) => {
-                record.plugin = None;
                 if netns.is_some() {
                     self.records.write(&record, false)?;
                     return Err(error);
@@ -89,12 +86,7 @@ impl Engine {
         let builtin = record.vf.is_some() || record.addresses.is_some() || self.is_builtin_list(&list);
         let scene = self.scene(record, netns.unwrap_or_default());
         let result = record.result.clone();
-        chain::del(&list, usize::from(builtin), Some(&result), &scene, netns.is_none(), &mut |group| {
-            record.plugin = group;
-            self.records.write(record, false)
-        })
-        .await?;
-        record.plugin = None;
+        chain::del(&list, usize::from(builtin), Some(&result), &scene, netns.is_none()).await?;
         if builtin { self.undo_builtin(record, &list, netns).await } else { Ok(()) }
     }
 }

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::{
-    CniArgs, CniResult, Command, Error, Object, PluginList, ProcessGroup, SpecVersion,
+    CniArgs, CniResult, Command, Error, Ledger, Object, PluginList, SpecVersion,
     conf::Plugin,
     exec::{Execution, find_plugin},
 };
@@ -28,10 +28,9 @@ pub struct Scene {
     pub runtime_config: Object,
     /// When a plugin that is still running is ended.
     pub deadline: Instant,
+    /// Where it is noted which plugin runs; nothing where no lock is held.
+    pub ledger: Option<Ledger>,
 }
-
-/// Told the process group of each plugin before it does anything.
-pub type OnStart<'a> = &'a mut dyn FnMut(Option<ProcessGroup>) -> Result<(), Error>;
 
 /// Runs ADD from the plugin at `from` on; each gets the result of the one before. Gives the last result, as printed and
 /// as understood. What was made before a failure stays: the caller undoes it by [`del`].
@@ -43,11 +42,10 @@ pub async fn add(
     from: usize,
     previous: Option<Value>,
     scene: &Scene,
-    started: OnStart<'_>,
 ) -> Result<(Value, CniResult), Error> {
     let mut previous = previous;
     for plugin in list.plugins.iter().skip(from) {
-        let printed = run(list, plugin, Command::Add, previous.as_ref(), scene, started).await?;
+        let printed = run(list, plugin, Command::Add, previous.as_ref(), scene).await?;
         previous = Some(in_version(&plugin.kind, printed, list.version)?);
     }
     let value = previous.unwrap_or(Value::Null);
@@ -84,12 +82,11 @@ pub async fn del(
     previous: Option<&Value>,
     scene: &Scene,
     namespace_gone: bool,
-    started: OnStart<'_>,
 ) -> Result<(), Error> {
     let previous = previous.filter(|value| value.is_object() && list.version >= SpecVersion::V0_4_0);
     let mut errors = Vec::new();
     for plugin in list.plugins.iter().skip(down_to).rev() {
-        let deleted = run(list, plugin, Command::Del, previous, scene, started).await;
+        let deleted = run(list, plugin, Command::Del, previous, scene).await;
         errors.extend(deleted.err());
         if !namespace_gone && !errors.is_empty() {
             break;
@@ -102,18 +99,12 @@ pub async fn del(
 ///
 /// # Errors
 /// The failing plugin's.
-pub async fn check(
-    list: &PluginList,
-    from: usize,
-    previous: &Value,
-    scene: &Scene,
-    started: OnStart<'_>,
-) -> Result<(), Error> {
+pub async fn check(list: &PluginList, from: usize, previous: &Value, scene: &Scene) -> Result<(), Error> {
     if list.disable_check || list.version < SpecVersion::V0_4_0 {
         return Ok(());
     }
     for plugin in list.plugins.iter().skip(from) {
-        run(list, plugin, Command::Check, Some(previous), scene, started).await?;
+        run(list, plugin, Command::Check, Some(previous), scene).await?;
     }
     Ok(())
 }
@@ -132,7 +123,7 @@ pub async fn gc(list: &PluginList, valid: &Value, scene: &Scene) -> Result<(), E
         let mut object = prepare(list, plugin, None, scene);
         object.set("cni.dev/valid-attachments", valid);
         object.set("cni.dev/attachments", valid);
-        errors.extend(execute(plugin, Command::Gc, &object, scene, &mut |_| Ok(())).await.err());
+        errors.extend(execute(plugin, Command::Gc, &object, scene).await.err());
     }
     Error::join(errors).map_or(Ok(()), Err)
 }
@@ -146,7 +137,7 @@ pub async fn status(list: &PluginList, scene: &Scene) -> Result<(), Error> {
         return Ok(());
     }
     for plugin in &list.plugins {
-        run(list, plugin, Command::Status, None, scene, &mut |_| Ok(())).await?;
+        run(list, plugin, Command::Status, None, scene).await?;
     }
     Ok(())
 }
@@ -156,14 +147,8 @@ pub async fn status(list: &PluginList, scene: &Scene) -> Result<(), Error> {
 ///
 /// # Errors
 /// The plugin's.
-pub async fn ipam_add(
-    list: &PluginList,
-    plugin: &Plugin,
-    kind: &str,
-    scene: &Scene,
-    started: OnStart<'_>,
-) -> Result<CniResult, Error> {
-    let printed = delegate_ipam(list, plugin, kind, Command::Add, None, scene, started).await?;
+pub async fn ipam_add(list: &PluginList, plugin: &Plugin, kind: &str, scene: &Scene) -> Result<CniResult, Error> {
+    let printed = delegate_ipam(list, plugin, kind, Command::Add, None, scene).await?;
     CniResult::parse(&format!("the result of {kind}"), &printed, list.version)
 }
 
@@ -178,10 +163,9 @@ pub async fn ipam_verb(
     command: Command,
     previous: Option<&Value>,
     scene: &Scene,
-    started: OnStart<'_>,
 ) -> Result<(), Error> {
     let previous = previous.filter(|_| list.version >= SpecVersion::V0_4_0);
-    delegate_ipam(list, plugin, kind, command, previous, scene, started).await.map(drop)
+    delegate_ipam(list, plugin, kind, command, previous, scene).await.map(drop)
 }
 
 async fn delegate_ipam(
@@ -191,10 +175,9 @@ async fn delegate_ipam(
     command: Command,
     previous: Option<&Value>,
     scene: &Scene,
-    started: OnStart<'_>,
 ) -> Result<Value, Error> {
     let ipam = Plugin { kind: kind.to_owned(), object: plugin.object.clone() };
-    run(list, &ipam, command, previous, scene, started).await
+    run(list, &ipam, command, previous, scene).await
 }
 
 async fn run(
@@ -203,10 +186,9 @@ async fn run(
     command: Command,
     previous: Option<&Value>,
     scene: &Scene,
-    started: OnStart<'_>,
 ) -> Result<Value, Error> {
     let object = prepare(list, plugin, previous, scene);
-    execute(plugin, command, &object, scene, started).await.map_err(|error| match error {
+    execute(plugin, command, &object, scene).await.map_err(|error| match error {
         Error::Delegate { code, msg, details } => Error::Delegate {
             code,
             msg: format!("plugin {} ({command}): {msg}", plugin.kind, command = command.as_str()),
@@ -240,13 +222,7 @@ fn prepare(list: &PluginList, plugin: &Plugin, previous: Option<&Value>, scene: 
     object
 }
 
-async fn execute(
-    plugin: &Plugin,
-    command: Command,
-    object: &Object,
-    scene: &Scene,
-    started: OnStart<'_>,
-) -> Result<Value, Error> {
+async fn execute(plugin: &Plugin, command: Command, object: &Object, scene: &Scene) -> Result<Value, Error> {
     let program = find_plugin(&plugin.kind, &scene.path)?;
     let path = std::env::join_paths(&scene.path)
         .map_err(|problem| Error::Environment(format!("CNI_PATH: {problem}")))?
@@ -262,5 +238,7 @@ async fn execute(
     ];
     let stdin = object.to_text();
     tracing::debug!(plugin = plugin.kind, command = command.as_str(), interface = scene.if_name, "execute");
-    Execution { program: &program, env: &env, stdin: &stdin, deadline: scene.deadline }.run(started).await
+    Execution { program: &program, env: &env, stdin: &stdin, deadline: scene.deadline, ledger: scene.ledger.as_ref() }
+        .run()
+        .await
 }

@@ -6,11 +6,7 @@ use std::{
     time::Duration,
 };
 
-use nix::{
-    sys::signal::{Signal, killpg},
-    unistd::Pid,
-};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use serde_json::Value;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWriteExt},
@@ -18,7 +14,7 @@ use tokio::{
     time::{Instant, sleep, timeout_at},
 };
 
-use super::{Error, invocation::RECURSION_MARK};
+use super::{Error, Ledger, ProcessGroup, boot_ticks, invocation::RECURSION_MARK};
 
 /// The most that a plugin may print on stdout; a result is a few KiB.
 const STDOUT_LIMIT: usize = 1 << 20;
@@ -28,39 +24,6 @@ const STDERR_LIMIT: usize = 8 << 10;
 const BUSY_LIMIT: Duration = Duration::from_secs(5);
 /// How long output may stay open after the plugin itself has ended (it left a child behind that holds the pipe).
 const DRAIN_LIMIT: Duration = Duration::from_millis(500);
-
-/// The process group of a running plugin, so that a later verb can end it if we were killed meanwhile.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct ProcessGroup {
-    /// The group, which is also the pid of the plugin.
-    pub id: i32,
-    /// When the plugin started, in clock ticks since boot (field 22 of /proc/PID/stat): a pid is used again.
-    pub start_time: u64,
-}
-
-impl ProcessGroup {
-    fn of(pid: u32) -> Option<Self> {
-        let id = i32::try_from(pid).ok()?;
-        Some(Self { id, start_time: start_time(pid)? })
-    }
-
-    /// Ends the group if its leader is still the process that was recorded.
-    pub fn end(self) {
-        if u32::try_from(self.id).ok().and_then(start_time) == Some(self.start_time) {
-            // ESRCH: it ended just now, which is what was wanted.
-            let _ = killpg(Pid::from_raw(self.id), Signal::SIGKILL);
-        }
-    }
-}
-
-/// The start time of a process, in clock ticks since boot; nothing if there is no such process.
-#[must_use]
-pub fn start_time(pid: u32) -> Option<u64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The command's name is in brackets and may hold blanks and brackets: count from the last one.
-    stat.rsplit_once(") ")?.1.split(' ').nth(19)?.parse().ok()
-}
 
 /// Finds a plugin in the directories, in their order (libcni `FindInPath`).
 ///
@@ -84,24 +47,24 @@ pub(super) struct Execution<'a> {
     pub(super) stdin: &'a str,
     /// When it is ended.
     pub(super) deadline: Instant,
+    /// Where it is noted while it runs.
+    pub(super) ledger: Option<&'a Ledger>,
 }
 
 impl Execution<'_> {
-    /// Runs the plugin. `started` is told the process group before the plugin gets its configuration: until then it can
-    /// do nothing, and if we die it reads an empty text and ends.
+    /// Runs the plugin. Its process group is noted before it gets its configuration: until then it can do nothing, and
+    /// if we die it reads an empty text and ends.
     ///
     /// # Errors
-    /// [`Error::Delegate`] when the plugin said why, [`Error::DelegateBroken`] when it did not, whatever `started` says.
-    pub(super) async fn run(
-        &self,
-        started: impl FnOnce(Option<ProcessGroup>) -> Result<(), Error>,
-    ) -> Result<Value, Error> {
+    /// [`Error::Delegate`] when the plugin said why, [`Error::DelegateBroken`] when it did not, [`Error::Io`].
+    pub(super) async fn run(&self) -> Result<Value, Error> {
         let name = self.program.file_name().unwrap_or_default().to_string_lossy();
-        let mut child = self.spawn().await?;
-        let group = child.id().and_then(ProcessGroup::of);
-        if let Err(error) = started(group) {
-            end(&mut child, group).await;
-            return Err(error);
+        let (mut child, group) = self.spawn().await?;
+        if let (Some(ledger), Some(group)) = (self.ledger, group)
+            && let Err(source) = ledger.note(group)
+        {
+            end(&mut child, Some(group)).await;
+            return Err(Error::io("note in the lock's file the process of", self.program.display(), source));
         }
         match timeout_at(self.deadline, exchange(&mut child, self.stdin)).await {
             Ok(Ok(output)) => {
@@ -121,9 +84,10 @@ impl Execution<'_> {
         }
     }
 
-    async fn spawn(&self) -> Result<Child, Error> {
+    async fn spawn(&self) -> Result<(Child, Option<ProcessGroup>), Error> {
         let give_up = Instant::now() + BUSY_LIMIT;
         loop {
+            let before = boot_ticks();
             let spawned = Command::new(self.program)
                 .envs(self.env.iter().map(|(key, value)| (key, value)))
                 .env(RECURSION_MARK, "1")
@@ -133,7 +97,10 @@ impl Execution<'_> {
                 .process_group(0)
                 .spawn();
             match spawned {
-                Ok(child) => return Ok(child),
+                Ok(child) => {
+                    let group = child.id().and_then(|pid| ProcessGroup::started_since(before, pid));
+                    return Ok((child, group));
+                }
                 Err(error) if error.kind() == std::io::ErrorKind::ExecutableFileBusy && Instant::now() < give_up => {
                     sleep(Duration::from_millis(50)).await;
                 }

@@ -56,12 +56,10 @@ impl Checkpoint {
         devices
     }
 
-    /// UIDs of the pods but the one with `uid` that have a device.
-    pub(super) fn other_holders(self, device: &str, uid: &str) -> Vec<String> {
-        let others = self.entries().filter(|entry| entry.pod_uid != uid);
-        others
-            .filter_map(|entry| entry.ids.into_list().iter().any(|id| id == device).then_some(entry.pod_uid))
-            .collect()
+    /// UIDs of the pods that have a device.
+    pub(super) fn holders(self, device: &str) -> Vec<String> {
+        let holds = |entry: Entry| entry.ids.into_list().iter().any(|id| id == device).then_some(entry.pod_uid);
+        self.entries().filter_map(holds).collect()
     }
 }
 
@@ -91,9 +89,9 @@ mod tests {
         let read = || Checkpoint::read(text).unwrap();
         assert_eq!(read().of_pod("u1"), expected);
         assert_eq!(read().of_pod("u3"), Devices::default());
-        assert_eq!(read().other_holders("d4", "u1"), ["u2"]);
-        assert_eq!(read().other_holders("d3", "u2"), ["u1"]);
-        assert_eq!(read().other_holders("d4", "u2"), [""; 0]);
+        assert_eq!(read().holders("d4"), ["u2"]);
+        assert_eq!(read().holders("d3"), ["u1"]);
+        assert_eq!(read().holders("d9"), [""; 0]);
         assert!(Checkpoint::read(b"{}").is_err_and(|problem| problem.is_data()));
     }
 }

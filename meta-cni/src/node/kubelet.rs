@@ -68,34 +68,50 @@ pub async fn devices(pod: &PodName, socket: &Path, checkpoint: &Path, deadline: 
     })
 }
 
-/// The other pods that kubelet gives a device to, as it names them; none in the ordinary case that it is this pod's
-/// alone.
+/// To whom kubelet gives a device.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Holders {
+    /// To the pod in question.
+    pub this: bool,
+    /// To other pods, as kubelet names them: none in the ordinary case.
+    pub others: Vec<String>,
+}
+
+/// To whom kubelet gives a device: to `pod`, and to which others.
 ///
 /// # Errors
 /// As [`devices`].
-pub async fn other_holders(
+pub async fn holders(
     device: &str,
     pod: &PodName,
     socket: &Path,
     checkpoint: &Path,
     deadline: Instant,
-) -> Result<Vec<String>, Error> {
+) -> Result<Holders, Error> {
     Ok(match assigned(pod, socket, checkpoint, deadline).await? {
-        Assigned::ByPod(answer) => {
-            let others = answer
-                .pod_resources
-                .into_iter()
-                .filter(|other| (other.name.as_str(), other.namespace.as_str()) != (&pod.name, &pod.namespace));
-            others
-                .filter(|other| {
-                    let given = other.containers.iter().flat_map(|container| &container.devices);
-                    given.flat_map(|given| &given.device_ids).any(|id| id == device)
-                })
-                .map(|other| format!("{}/{}", other.namespace, other.name))
-                .collect()
+        Assigned::ByPod(answer) => listed_holders(device, pod, answer),
+        Assigned::Checkpoint(checkpoint) => {
+            let (this, others): (Vec<_>, Vec<_>) =
+                checkpoint.holders(device).into_iter().partition(|uid| *uid == pod.uid);
+            Holders { this: !this.is_empty(), others }
         }
-        Assigned::Checkpoint(checkpoint) => checkpoint.other_holders(device, &pod.uid),
     })
+}
+
+fn listed_holders(device: &str, pod: &PodName, answer: v1::ListPodResourcesResponse) -> Holders {
+    let mut holders = Holders::default();
+    for found in answer.pod_resources {
+        let given = found.containers.iter().flat_map(|container| &container.devices);
+        if !given.flat_map(|given| &given.device_ids).any(|id| id == device) {
+            continue;
+        }
+        if (&found.name, &found.namespace) == (&pod.name, &pod.namespace) {
+            holders.this = true;
+        } else {
+            holders.others.push(format!("{}/{}", found.namespace, found.name));
+        }
+    }
+    holders
 }
 
 /// What kubelet gave to the pods of the node.
@@ -163,4 +179,46 @@ fn of_pod(pod: &PodName, answer: v1::ListPodResourcesResponse) -> Devices {
         }
     }
     devices
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_device_is_this_pods_or_others_by_the_checkpoint() {
+        let dir = tempfile::tempdir().unwrap();
+        let (socket, checkpoint) = (dir.path().join("no-socket"), dir.path().join("checkpoint"));
+        let entry = |uid: &str, device: &str| {
+            format!(r#"{{"PodUID":"{uid}","ResourceName":"r/a","DeviceIDs":{{"0":["{device}"]}}}}"#)
+        };
+        let entries = [entry("u1", "d1"), entry("u1", "d2"), entry("u2", "d2")].join(",");
+        std::fs::write(&checkpoint, format!(r#"{{"Data":{{"PodDeviceEntries":[{entries}]}}}}"#)).unwrap();
+        let pod = PodName { namespace: "default".into(), name: "p".into(), uid: "u1".into() };
+        let holders_of = async |device| holders(device, &pod, &socket, &checkpoint, Instant::now()).await.unwrap();
+        assert_eq!(holders_of("d1").await, Holders { this: true, others: Vec::new() });
+        assert_eq!(holders_of("d2").await, Holders { this: true, others: vec!["u2".to_owned()] });
+        assert_eq!(holders_of("d3").await, Holders::default());
+    }
+
+    #[test]
+    fn a_device_is_this_pods_or_others_by_the_list() {
+        let given = |namespace: &str, name: &str, devices: &[&str]| v1::PodResources {
+            name: name.to_owned(),
+            namespace: namespace.to_owned(),
+            containers: vec![v1::ContainerResources {
+                devices: vec![v1::ContainerDevices {
+                    resource_name: "r/a".to_owned(),
+                    device_ids: devices.iter().map(|device| (*device).to_owned()).collect(),
+                }],
+            }],
+        };
+        let pods = vec![given("default", "p", &["d1", "d2"]), given("other", "p", &["d2"]), given("default", "q", &[])];
+        let answer = v1::ListPodResourcesResponse { pod_resources: pods };
+        let pod = PodName { namespace: "default".into(), name: "p".into(), uid: "u1".into() };
+        let holders_of = |device| listed_holders(device, &pod, answer.clone());
+        assert_eq!(holders_of("d1"), Holders { this: true, others: Vec::new() });
+        assert_eq!(holders_of("d2"), Holders { this: true, others: vec!["other/p".to_owned()] });
+        assert_eq!(holders_of("d3"), Holders::default());
+    }
 }

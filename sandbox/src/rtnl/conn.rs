@@ -8,7 +8,7 @@ use netlink_packet_route::RouteNetlinkMessage as Message;
 use rtnetlink::MulticastGroup;
 use rtnetlink::sys::AsyncSocket;
 
-use super::Events;
+use super::{Events, decode};
 use crate::{Error, Netns, raw};
 
 /// A kernel that does not answer within this time has lost the request or the answer; RTNL is never held that long.
@@ -50,7 +50,14 @@ pub(super) fn open(netns: &Netns) -> Result<(rtnetlink::Handle, Task, Netns), Er
 /// Opens a socket that receives the link events of the namespace.
 pub(super) fn open_events(netns: &Netns) -> Result<(Events, Task), Error> {
     let (connection, _, events) = inside(netns, || rtnetlink::new_multicast_connection(&[MulticastGroup::Link]))?;
-    Ok((Box::pin(events.map(drop)), Task::spawn(connection)))
+    let events = events.map(|(message, _)| match message.payload {
+        NetlinkPayload::InnerMessage(Message::NewLink(message)) => {
+            let link = decode::link(&message);
+            Some((link.index, link.carrier))
+        }
+        _ => None,
+    });
+    Ok((Box::pin(events), Task::spawn(connection)))
 }
 
 /// Makes a socket on a thread inside the namespace; the runtime that will drive it is the caller's.

@@ -4,10 +4,10 @@ use std::fs;
 use std::time::Duration;
 
 use sandbox::fake::{Driver, HOST};
-use sandbox::{LinkState, Links, MacAddr, NewAddress, RouteSpec, VfVlan, VlanProto, configure};
+use sandbox::{LinkState, Links, MacAddr, NewAddress, RouteSpec, VfVlan, VlanProto, configure, read_back_of};
 use sriov::{Error, Original, Rate, Wanted};
 
-use crate::node::{DRIVERS, MAC, POD, decorate, much, node, run, vf1, with_altnames_sorted};
+use crate::node::{DRIVERS, MAC, OWNER, POD, decorate, much, node, run, vf1, with_altnames_sorted};
 
 #[test]
 fn a_vf_gets_all_that_was_asked_for_and_gives_all_back_on_every_driver() {
@@ -21,6 +21,7 @@ fn a_vf_gets_all_that_was_asked_for_and_gives_all_back_on_every_driver() {
             let attached = node.attach(&original, &wanted).await.unwrap_or_else(|e| panic!("{driver:?}: {e}"));
             assert_eq!((attached.mac, attached.mtu, attached.link.up), (MAC, 9000, true), "{driver:?}");
             let net1 = node.kernel.link(POD, "net1").unwrap();
+            assert_eq!(net1.alias.as_deref(), Some(OWNER), "the VF says whose it is");
             assert_eq!((net1.mac, net1.altnames.as_slice()), (Some(MAC), &["enp1s0f0v1".to_owned()][..]));
             assert_eq!(node.kernel.sysctl(POD, "ipv4/conf/net1/arp_notify").as_deref(), Some("1"));
             let vf = node.kernel.vf(1).unwrap();
@@ -75,7 +76,7 @@ fn an_attribute_that_the_driver_refuses_is_named() {
             let wanted = Wanted { vlan: wanted.vlan.or(much().vlan), spoofchk: Some(false), ..wanted };
             let original = node.find(&wanted).await.unwrap();
             let error = node.attach(&original, &wanted).await.unwrap_err();
-            assert_eq!(node.kernel.vf(1).unwrap().mac, original.report.as_ref().unwrap().mac);
+            assert_eq!(node.kernel.vf(1).unwrap().mac, original.report().unwrap().mac);
             node.restore(&original).await.unwrap();
             assert_eq!(node.kernel.snapshot(), before);
             assert!(matches!(error, Error::Attribute { .. }), "{error:?}");
@@ -131,15 +132,32 @@ fn the_original_survives_its_record() {
         let node = node(Driver::Bnxt);
         decorate(&node.kernel);
         let original = node.find(&much()).await.unwrap();
-        assert_eq!(original.report.as_ref().unwrap().trust, None, "not reported stays not reported");
+        assert_eq!(original.report().unwrap().trust, None, "not reported stays not reported");
         let json = serde_json::to_string(&original).unwrap();
         assert_eq!(serde_json::from_str::<Original>(&json).unwrap(), original);
     });
 }
 
+/// An MTU that the device cannot have is named, although it goes in one message with the move.
+#[test]
+fn an_mtu_that_is_refused_is_named_and_the_vf_comes_home() {
+    run(async {
+        let node = node(Driver::Igb);
+        let before = node.kernel.snapshot();
+        let wanted = Wanted { mtu: Some(9999), ..Wanted::default() };
+        let original = node.find(&wanted).await.unwrap();
+        let error = node.attach(&original, &wanted).await.unwrap_err();
+        let Error::Attribute { attribute, .. } = &error else { panic!("{error:?}") };
+        assert_eq!(attribute, "mtu 9999");
+        assert!(node.kernel.link(POD, "eth0v1").is_some(), "it has moved, and has its own name still");
+        node.restore(&original).await.unwrap();
+        assert_eq!(node.kernel.snapshot(), before);
+    });
+}
+
 /// The budget: a VF with VLAN, spoofchk, trust and one address with a route.
 #[test]
-fn an_attachment_takes_at_most_ten_messages() {
+fn an_attachment_takes_ten_messages() {
     run(async {
         let node = node(Driver::Igb);
         let wanted = Wanted { vlan: much().vlan, spoofchk: Some(true), trust: Some(true), ..Wanted::default() };
@@ -150,9 +168,16 @@ fn an_attachment_takes_at_most_ten_messages() {
         let route = RouteSpec::new("10.57.0.0/16".parse().unwrap(), None);
         let gateway = "10.56.217.1".parse().unwrap();
         configure(&node.pod, &attached.link, &[address], &[gateway], &[route]).await.unwrap();
+        read_back_of(&node.pod, attached.link).await.unwrap();
         let messages = node.kernel.messages();
-        assert!(messages.len() <= 10, "{} messages: {messages:#?}", messages.len());
-        assert_eq!(messages.iter().filter(|message| message.starts_with("read a PF")).count(), 1);
-        assert_eq!(messages.iter().filter(|message| message.starts_with("set vlan")).count(), 1, "all in one");
+        let kinds: Vec<&str> = messages.iter().map(|message| message.split(' ').next().unwrap()).collect();
+        let wanted = ["read", "read", "set", "move", "set", "read", "add", "add", "read", "list"];
+        assert_eq!(kinds, wanted, "{messages:#?}");
+        assert_eq!(messages[1], format!("read a PF and its VFs link {}", original.pf.as_ref().unwrap().index));
+        assert_eq!(
+            messages[2],
+            format!("set vlan 100 qos 3, spoofchk on, trust on VF 1 of link {}", original.pf.as_ref().unwrap().index)
+        );
+        assert_eq!(messages[3], format!("move to 1 as net1, alias link {}", original.interface().unwrap().index));
     });
 }

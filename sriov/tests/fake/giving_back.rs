@@ -41,6 +41,27 @@ fn an_administrative_address_found_is_put_back_and_an_own_one_is_not_made_admini
     });
 }
 
+/// As operators do on drivers that do not tell the VF: the administrative address is the VF's own. Where the report is of
+/// the VF's own address anyway (igb), there is nothing to see, and nothing is locked.
+#[test]
+fn an_administrative_address_that_equals_the_vfs_own_comes_back_where_it_can_be_told() {
+    for driver in [Driver::Mlx5, Driver::Bnxt] {
+        for wanted in [much(), Wanted { mac: None, ..much() }] {
+            run(async {
+                let node = node(driver);
+                let own = node.kernel.link(HOST, "eth0v1").unwrap().mac.unwrap();
+                let pf = node.kernel.link(HOST, "eth0").unwrap().index;
+                node.host.set_vf(pf, 1, &[sandbox::VfSetting::Mac(own)]).await.unwrap();
+                let before = node.kernel.snapshot();
+                let original = node.find(&wanted).await.unwrap();
+                node.attach(&original, &wanted).await.unwrap();
+                node.restore(&original).await.unwrap_or_else(|error| panic!("{driver:?}: {error}"));
+                assert_eq!(node.kernel.snapshot(), before, "{driver:?}");
+            });
+        }
+    }
+}
+
 #[test]
 fn what_the_pod_did_to_its_vf_is_undone() {
     run(async {
@@ -114,23 +135,35 @@ fn a_vf_that_lost_its_driver_is_restored_at_the_pf() {
         fs::remove_file(node.sysfs.root.join("bus/pci/devices/0000:01:10.1/driver")).unwrap();
         node.restore(&original).await.unwrap();
         let vf = node.kernel.vf(1).unwrap();
-        let before = original.report.clone().unwrap();
+        let before = original.report().unwrap().clone();
         assert_eq!(vf.mac, Some(MacAddr::ZERO), "the driver gives it one when it comes back");
         assert_eq!((vf.vlan, vf.trust, vf.spoofchk), (before.vlan, before.trust, before.spoofchk));
     });
 }
 
 #[test]
-fn names_that_are_taken_are_reported_before_anything_moves_or_after_all_else_is_back() {
-    run(async {
-        let node = node(Driver::Igb);
-        node.kernel.add_plain(POD, "net1");
-        let before = node.kernel.snapshot();
-        let original = node.find(&much()).await.unwrap();
-        let error = node.attach(&original, &much()).await.unwrap_err();
-        assert!(matches!(&error, Error::NameTaken { name, place: "the pod", .. } if name == "net1"), "{error:?}");
-        assert_eq!(node.kernel.snapshot(), before);
-    });
+fn names_that_are_taken_are_reported_and_all_else_comes_back() {
+    // By the name of another interface, or by an alternative one; then the VF has moved, under its own name. Where that
+    // is taken in the pod too, it has not.
+    for (other, altname, stays) in [("net1", None, false), ("other", Some("net1"), false), ("net1", None, true)] {
+        run(async {
+            let node = node(Driver::Igb);
+            let holder = node.kernel.add_plain(POD, other);
+            node.kernel.tweak(other, |link| link.altnames.extend(altname.map(str::to_owned)));
+            if stays {
+                node.kernel.add_plain(POD, "eth0v1");
+            }
+            let before = node.kernel.snapshot();
+            let original = node.find(&much()).await.unwrap();
+            let error = node.attach(&original, &much()).await.unwrap_err();
+            let Error::NameTaken { name, place: "the pod", other: named, .. } = &error else { panic!("{error:?}") };
+            assert_eq!((name.as_str(), named.clone()), ("net1", format!("{other}, index {holder}")));
+            let place = if stays { HOST } else { POD };
+            assert_eq!(node.kernel.link(place, "eth0v1").unwrap().index, original.interface().unwrap().index);
+            node.restore(&original).await.unwrap();
+            assert_eq!(node.kernel.snapshot(), before);
+        });
+    }
     run(async {
         let node = node(Driver::Igb);
         let original = node.find(&much()).await.unwrap();
@@ -139,11 +172,11 @@ fn names_that_are_taken_are_reported_before_anything_moves_or_after_all_else_is_
         let error = node.restore(&original).await.unwrap_err();
         let Error::NotRestored { problems, .. } = &error else { panic!("{error:?}") };
         assert!(matches!(&problems[0], Error::NameTaken { name, .. } if name == "eth0v1"), "{problems:?}");
-        let spare = node.kernel.link(HOST, &format!("dev{}", original.index)).unwrap();
-        assert_eq!((spare.mac, spare.mtu), (Some(original.mac), 1500), "all but the name is back");
+        let spare = node.kernel.link(HOST, &format!("dev{}", original.interface().unwrap().index)).unwrap();
+        assert_eq!((spare.mac, spare.mtu), (Some(original.interface().unwrap().mac), 1500), "all but the name is back");
         node.kernel.tweak("eth0v1", |link| link.name = "gone".into());
         node.restore(&original).await.unwrap();
-        assert_eq!(node.kernel.link(HOST, "eth0v1").unwrap().mac, Some(original.mac));
+        assert_eq!(node.kernel.link(HOST, "eth0v1").unwrap().mac, Some(original.interface().unwrap().mac));
     });
 }
 
@@ -154,7 +187,7 @@ fn a_kernel_without_parent_devices_works_by_permanent_address() {
         node.kernel.without_parent_devices();
         let before = node.kernel.snapshot();
         let original = node.find(&much()).await.unwrap();
-        assert!(original.perm_mac.is_some());
+        assert!(original.interface().unwrap().perm_mac.is_some());
         node.attach(&original, &much()).await.unwrap();
         node.kernel.kill_netns(POD, 2);
         restore(&node.host, None, &original, &node.sysfs).await.unwrap();

@@ -11,6 +11,7 @@ use sriov::{Attached, Error, Original, PciAddress, Rate, Sysfs, Wanted, attach, 
 
 pub(crate) const POD: u32 = 1;
 pub(crate) const DRIVERS: [Driver; 4] = [Driver::Igb, Driver::Iavf, Driver::Mlx5, Driver::Bnxt];
+pub(crate) const OWNER: &str = "default/p net1";
 pub(crate) const MAC: MacAddr = MacAddr([0x02, 0, 0, 0, 0, 0x42]);
 
 /// A node: a kernel in memory and the sysfs tree that goes with it.
@@ -79,7 +80,7 @@ impl Node {
     }
 
     pub(crate) async fn attach(&self, original: &Original, wanted: &Wanted) -> Result<Attached, Error> {
-        attach(&self.host, &self.pod, original, wanted, &net1()).await
+        attach(&self.host, &self.pod, original, wanted, &net1(), Some(OWNER)).await
     }
 
     pub(crate) async fn restore(&self, original: &Original) -> Result<(), Error> {
@@ -109,6 +110,7 @@ pub(crate) fn much() -> Wanted {
         rate: Some(Rate { min: 0, max: 200 }),
         link_state: None,
         mtu: Some(9000),
+        ..Wanted::default()
     }
 }
 

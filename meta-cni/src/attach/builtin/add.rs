@@ -2,14 +2,14 @@
 
 use std::net::IpAddr;
 
-use sandbox::{Dad, IfName, Links, Netns, NewAddress, RouteSpec, Rtnl, configure, read_back};
+use sandbox::{Dad, IfName, Netns, NewAddress, RouteSpec, Rtnl, configure, read_back_of};
 use sriov::{Owner, attach, find, is_owner_alias};
 
 use super::{
-    BuiltinVf, LOCK_PATIENCE,
+    Announcements, BuiltinVf, LOCK_PATIENCE,
     addresses::{Addresses, BuiltinIpam},
     check::compare,
-    lease_key, sysfs,
+    lease_key, sysfs, vf_alias,
 };
 use crate::{
     attach::{Engine, record::Record},
@@ -23,6 +23,7 @@ impl Engine {
         record: &mut Record,
         list: &PluginList,
         netns: &Netns,
+        announcements: &mut Announcements,
     ) -> Result<CniResult, Error> {
         let Some(plugin) = list.plugins.first() else { return Err(Error::Config("no plugin".to_owned())) };
         let runtime_config = record.runtime_object();
@@ -42,7 +43,7 @@ impl Engine {
         };
         self.claim(&lock, vf.pci, &owner, record).await?;
         let mut original = find(&sysfs(), &host, vf.pci, &vf.wanted).await?;
-        if is_owner_alias(original.alias.as_deref()) {
+        if is_owner_alias(original.netdev.as_ref().and_then(|netdev| netdev.alias.as_deref())) {
             self.repair_by_alias(&lock, vf.pci).await?;
             original = find(&sysfs(), &host, vf.pci, &vf.wanted).await?;
         }
@@ -53,9 +54,11 @@ impl Engine {
 
         // A pool that has no address left is found out before the VF is touched.
         let reserved = self.reserve(&ipam, record)?;
-        let attached = attach(&host, &pod, &original, &vf.wanted, &name).await?;
-        let alias = sriov::owner_alias(&owner_text(record), &original);
-        pod.change(attached.link.index, &[sandbox::LinkChange::Alias(alias)]).await?;
+        if original.netdev.is_none() {
+            return self.add_userspace(record, list, &vf, (&ipam, reserved), (&host, &pod, &name)).await;
+        }
+        let alias = vf_alias(record, &original);
+        let attached = attach(&host, &pod, &original, &vf.wanted, &name, Some(&alias)).await?;
         let addresses = match (&ipam, reserved) {
             (BuiltinIpam::Executed(kind), _) => self.execute_ipam(kind, record, list).await?,
             (_, reserved) => reserved,
@@ -71,23 +74,25 @@ impl Engine {
         }];
         result.ips.iter_mut().for_each(|ip| ip.interface = Some(0));
         set_addresses(&pod, &attached.link, &result).await?;
-        compare(&read_back(&pod, &name).await?, &result)?;
+        let found = read_back_of(&pod, attached.link).await?;
+        compare(&found, &result)?;
+        announcements.start(pod, found.link, result.ips.iter().map(|ip| ip.address.addr()).collect());
         Ok(result)
     }
 
     /// Runs an IPAM plugin that is not built in.
-    async fn execute_ipam(&self, kind: &str, record: &mut Record, list: &PluginList) -> Result<Addresses, Error> {
+    pub(super) async fn execute_ipam(
+        &self,
+        kind: &str,
+        record: &mut Record,
+        list: &PluginList,
+    ) -> Result<Addresses, Error> {
         record.executed_ipam = Some(kind.to_owned());
         // Its state elsewhere survives a power cut, so must our knowledge of it.
         self.records.write(record, true)?;
         let scene = self.scene(record, &record.netns.clone());
         let Some(plugin) = list.plugins.first() else { return Err(Error::Config("no plugin".to_owned())) };
-        let result = chain::ipam_add(list, plugin, kind, &scene, &mut |group| {
-            record.plugin = group;
-            self.records.write(record, false)
-        })
-        .await?;
-        record.plugin = None;
+        let result = chain::ipam_add(list, plugin, kind, &scene).await?;
         if result.ips.is_empty() {
             return Err(Error::DelegateBroken(format!("IPAM plugin {kind} returned missing IP config")));
         }
@@ -95,16 +100,7 @@ impl Engine {
     }
 }
 
-/// Whom the alias of a VF names.
-fn owner_text(record: &Record) -> String {
-    let place = format!("{} of container {}", record.interface, record.call.container);
-    match &record.pod {
-        Some(pod) => format!("{}/{} {place}", pod.namespace, pod.name),
-        None => place,
-    }
-}
-
-async fn set_addresses(pod: &Rtnl, link: &sandbox::Link, result: &CniResult) -> Result<(), Error> {
+pub(super) async fn set_addresses(pod: &Rtnl, link: &sandbox::Link, result: &CniResult) -> Result<(), Error> {
     // An address from an allocator is nobody else's: duplicate detection would only delay it.
     let addresses: Vec<NewAddress> =
         result.ips.iter().map(|ip| NewAddress { net: ip.address, dad: Dad::Skip }).collect();

@@ -1,18 +1,18 @@
 //! GC of VFs of which no record tells: by their leases, and by the alias of those that nothing else is known of.
 
 use sandbox::{Links, Netns, Rtnl};
-use sriov::{PciAddress, is_owner_alias};
+use sriov::{Owner, PciAddress, is_owner_alias};
 
-use super::{LOCK_PATIENCE, sysfs, undo::Holding};
+use super::{LOCK_PATIENCE, sysfs};
 use crate::{
-    attach::{Engine, gc::Living, lock::SandboxLock, record::Call},
+    attach::{Engine, gc::Living, record::Call},
     cni::Error,
 };
 
 impl Engine {
     /// Gives back every VF that nobody holds any more and no record knows of: its lease names a dead owner or a call that
     /// is not valid any more, its lease is torn, or it lies in the host with the alias of an owner.
-    pub(in crate::attach) async fn collect_vfs(&self, living: &Living) -> Vec<Error> {
+    pub(in crate::attach) async fn collect_vfs(&mut self, living: &Living) -> Vec<Error> {
         let leases = self.leases();
         let mut errors = Vec::new();
         match leases.list() {
@@ -28,6 +28,7 @@ impl Engine {
             }
             Err(error) => errors.push(error.into()),
         }
+        self.lock = None;
         match marked_in_host().await {
             Ok(marked) => {
                 for pci in marked {
@@ -42,15 +43,15 @@ impl Engine {
     }
 
     /// A lease without a record. Under the lock of its sandbox: its ADD may be at work.
-    async fn collect_lease(&self, pci: PciAddress, owner: &sriov::Owner, living: &Living) -> Result<(), Error> {
+    async fn collect_lease(&mut self, pci: PciAddress, owner: &Owner, living: &Living) -> Result<(), Error> {
         let dead = !self.leases().is_alive(pci, owner)?;
         let Some((call, interface)) = Call::of_attachment(&owner.call) else {
-            return if dead { self.give_back(pci, &Holding::by_lease(&owner.call)).await } else { Ok(()) };
+            return if dead { self.collect_foreign(pci, owner).await } else { Ok(()) };
         };
         if !dead && !living.excludes(&call) {
             return Ok(());
         }
-        let lock = SandboxLock::take(&self.layout.locks(), &call.container, &self.records, self.deadline).await?;
+        self.lock(&call.container).await?;
         let path = self.records.path(&call, &interface);
         // A record says more, and was judged before.
         let done = if path.exists() {
@@ -60,9 +61,24 @@ impl Engine {
             self.undo_torn(&path, &call, &interface).await
         };
         if self.records.of_container(&call.container)?.is_empty() {
-            lock.remove(&self.records, &call.container);
+            self.remove_lock(&call.container);
         }
+        self.lock = None;
         done
+    }
+
+    /// The lease of a dead owner that is no call of a runtime's: a repair that was not finished.
+    async fn collect_foreign(&self, pci: PciAddress, owner: &Owner) -> Result<(), Error> {
+        let leases = self.leases();
+        let lock = leases.lock(pci, LOCK_PATIENCE).await?;
+        if leases.owner(pci)?.as_ref() != Some(owner) {
+            return Ok(());
+        }
+        if let Some(original) = owner.original.as_ref().filter(|_| owner.boot_id == self.boot_id) {
+            self.bring_back(original, None, Some(&owner.netns)).await?;
+        }
+        leases.release(&lock, &owner.call)?;
+        Ok(())
     }
 
     /// A lease that says nothing. Its VF is nobody's if it is at home, or gone, and no record claims it.

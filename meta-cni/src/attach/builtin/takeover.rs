@@ -64,11 +64,11 @@ impl Engine {
             return Ok(false);
         }
         let (socket, checkpoint) = (Path::new(kubelet::SOCKET), Path::new(kubelet::CHECKPOINT));
-        let others = kubelet::other_holders(device, pod, socket, checkpoint, self.deadline).await?;
-        if !others.is_empty() {
-            tracing::warn!(vf = %pci, ?others, "kubelet gives the VF to several pods: its owner keeps it");
+        let holders = kubelet::holders(device, pod, socket, checkpoint, self.deadline).await?;
+        if holders.this && !holders.others.is_empty() {
+            tracing::warn!(vf = %pci, others = ?holders.others, "kubelet gives the VF to several pods: its owner keeps it");
         }
-        Ok(others.is_empty())
+        Ok(holders.this && holders.others.is_empty())
     }
 
     /// The owner of a VF whose lease was torn, by the record of another attachment of this boot.
@@ -141,7 +141,7 @@ impl Engine {
     pub(super) async fn repair_by_alias(&self, lock: &VfLock, pci: PciAddress) -> Result<(), Error> {
         let host = Rtnl::open(&Netns::current()?)?;
         let Some(original) = original_by_alias(&sysfs(), &host, pci).await? else { return Ok(()) };
-        tracing::warn!(vf = %pci, name = original.name, "no record is left of a VF: it is given back by its alias");
+        tracing::warn!(vf = %pci, "no record is left of a VF: it is given back by its alias");
         let nowhere = NetnsId { path: "".into(), dev: 0, inode: 0, cookie: None };
         let repair = Owner {
             call: REPAIR.to_owned(),

@@ -2,10 +2,10 @@
 
 use std::{collections::BTreeSet, path::Path};
 
-use sandbox::NetnsId;
+use sandbox::{Links, Netns, NetnsId, Rtnl};
 use sriov::{Original, PciAddress};
 
-use super::{BuiltinVf, LOCK_PATIENCE, addresses::pools, lease_key};
+use super::{BuiltinVf, LOCK_PATIENCE, addresses::pools, lease_key, of_container};
 use crate::{
     attach::{
         Engine,
@@ -18,6 +18,8 @@ use crate::{
 pub(super) struct Holding<'a> {
     /// Its key in the lease.
     key: &'a str,
+    /// Its container.
+    container: &'a str,
     /// The boot it was made in; none if only the lease knows.
     boot_id: Option<&'a str>,
     /// The VF as it was found; none if only the lease knows.
@@ -30,9 +32,22 @@ pub(super) struct Holding<'a> {
 
 impl<'a> Holding<'a> {
     /// Nothing but what the lease says.
-    pub(super) fn by_lease(key: &'a str) -> Self {
-        Self { key, boot_id: None, original: None, netns: None, netns_id: None }
+    pub(super) fn by_lease(key: &'a str, container: &'a str) -> Self {
+        Self { key, container, boot_id: None, original: None, netns: None, netns_id: None }
     }
+}
+
+/// Whether a VF is where an attachment put it, or came home from there by itself, with the alias that it got.
+async fn is_marked(pci: PciAddress, holding: &Holding<'_>) -> Result<bool, Error> {
+    let device = pci.to_string();
+    if let Some(path) = holding.netns
+        && !Rtnl::open(&Netns::open(path)?)?.by_parent(&device).await?.is_empty()
+    {
+        return Ok(true);
+    }
+    let mark = of_container(holding.container);
+    let at_home = Rtnl::open(&Netns::current()?)?.by_parent(&device).await?;
+    Ok(at_home.iter().any(|link| link.alias.as_ref().is_some_and(|alias| alias.contains(&mark))))
 }
 
 impl Engine {
@@ -58,6 +73,7 @@ impl Engine {
             let key = lease_key(&record.call, &record.interface);
             let holding = Holding {
                 key: &key,
+                container: &record.call.container,
                 boot_id: Some(&record.boot_id),
                 original: record.vf.as_ref(),
                 netns,
@@ -89,6 +105,14 @@ impl Engine {
             tracing::warn!(vf = %pci, owner = owner.map(|owner| owner.call), "the VF has another owner by now and is left alone");
             return Ok(());
         }
+        // Without a lease another attachment may have had it since, and given it back.
+        if owner.is_none() && !leases.is_torn(pci)? {
+            let Some(original) = holding.original else { return Ok(()) };
+            if !is_marked(original.pci, holding).await? {
+                tracing::warn!(vf = %pci, "the VF is not this attachment's any more and is left alone");
+                return Ok(());
+            }
+        }
         let original = holding.original.or(owner.as_ref().and_then(|owner| owner.original.as_deref()));
         let boot_id = holding.boot_id.or(owner.as_ref().map(|owner| owner.boot_id.as_str()));
         if let Some(original) = original.filter(|_| boot_id == Some(&self.boot_id)) {
@@ -107,11 +131,7 @@ impl Engine {
         let scene = self.scene(record, netns.unwrap_or_default());
         let previous = record.result.clone();
         let previous = Some(&previous).filter(|value| value.is_object());
-        chain::ipam_verb(list, plugin, &kind, Command::Del, previous, &scene, &mut |group| {
-            record.plugin = group;
-            self.records.write(record, false)
-        })
-        .await
+        chain::ipam_verb(list, plugin, &kind, Command::Del, previous, &scene).await
     }
 
     /// Undoes an attachment whose record cannot be read, by what is kept elsewhere: the VF's lease, which has its original
@@ -121,7 +141,7 @@ impl Engine {
         let leases = self.leases();
         for pci in leases.list()? {
             if leases.owner(pci)?.is_some_and(|owner| owner.call == key) {
-                self.give_back(pci, &Holding::by_lease(&key)).await?;
+                self.give_back(pci, &Holding::by_lease(&key, &call.container)).await?;
             }
         }
         let owner = ipam::Owner::new(&call.container, interface)?;

@@ -1,5 +1,6 @@
-use std::{fs, os::unix::fs::PermissionsExt};
+use std::{fs, os::unix::fs::PermissionsExt, sync::Arc};
 
+use nix::{sys::signal::killpg, unistd::Pid};
 use tempfile::TempDir;
 
 use super::*;
@@ -18,17 +19,17 @@ impl Script {
         Self { dir }
     }
 
+    /// Runs it, and gives the group that was noted.
     async fn run_for(&self, limit: Duration) -> (Result<Value, Error>, Option<ProcessGroup>) {
-        let mut group = None;
+        let notes = self.dir.path().join("notes");
+        let ledger = Ledger::new(Arc::new(fs::File::create(&notes).unwrap()));
         let program = self.dir.path().join("plugin");
-        let execution = Execution { program: &program, env: &[], stdin: "{\"a\":1}", deadline: Instant::now() + limit };
-        let result = execution
-            .run(|started| {
-                group = started;
-                Ok(())
-            })
-            .await;
-        (result, group)
+        let deadline = Instant::now() + limit;
+        let execution = Execution { program: &program, env: &[], stdin: "{\"a\":1}", deadline, ledger: Some(&ledger) };
+        let result = execution.run().await;
+        let note = Ledger::read(&fs::read_to_string(notes).unwrap());
+        assert!(note.is_none_or(|note| note.worker.is_alive()));
+        (result, note.map(|note| note.plugin))
     }
 
     async fn run(&self) -> Result<Value, Error> {
@@ -109,23 +110,14 @@ async fn a_busy_program_is_tried_again() {
 }
 
 #[tokio::test]
-async fn a_refused_start_lets_the_plugin_do_nothing() {
+async fn a_plugin_that_cannot_be_noted_does_nothing() {
     let script = Script::new("read line && touch \"$0.ran\"");
     let program = script.dir.path().join("plugin");
     let deadline = Instant::now() + Duration::from_secs(5);
-    let execution = Execution { program: &program, env: &[], stdin: "{}\n", deadline };
-    let result = execution.run(|_| Err(Error::Config("not now".to_owned()))).await;
-    assert!(matches!(result, Err(Error::Config(_))));
+    // Open for reading only: the write fails.
+    let ledger = Ledger::new(Arc::new(fs::File::open(&program).unwrap()));
+    let execution = Execution { program: &program, env: &[], stdin: "{}\n", deadline, ledger: Some(&ledger) };
+    assert!(matches!(execution.run().await, Err(Error::Io { .. })));
     sleep(Duration::from_millis(100)).await;
     assert!(!script.dir.path().join("plugin.ran").exists());
-}
-
-#[test]
-fn a_group_whose_leader_is_another_process_is_left_alone() {
-    let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
-    let real = ProcessGroup::of(child.id()).unwrap();
-    ProcessGroup { start_time: real.start_time + 1, ..real }.end();
-    assert!(child.try_wait().unwrap().is_none());
-    child.kill().unwrap();
-    child.wait().unwrap();
 }

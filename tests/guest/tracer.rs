@@ -31,7 +31,7 @@ use crate::harness::Call;
 pub(crate) struct Point {
     /// The system call.
     pub(crate) call: &'static str,
-    /// What it is about: a path, a netlink message.
+    /// What it is about: a path, a kind of netlink message.
     pub(crate) about: String,
     /// It changes the kernel's links or addresses, a record or a lease, or starts a plugin: not only a draft, a lock or a
     /// directory.
@@ -145,11 +145,11 @@ impl Tracee {
             }
             // A plugin starts to work when its stdin ends, and works on if we die there.
             libc::SYS_close if self.stdins.remove(&a) => point("close", self.file(a), true),
-            libc::SYS_sendto => self.netlink(b, c).and_then(|about| point("sendto", about, true)),
+            libc::SYS_sendto => self.message(b, c).and_then(|about| point("sendto", about, true)),
             libc::SYS_sendmsg => {
                 let message = self.word(b + 16).map(|vector| (self.word(vector), self.word(vector + 8)));
                 let Some((Some(base), Some(length))) = message else { return None };
-                self.netlink(base, length).and_then(|about| point("sendmsg", about, true))
+                self.message(base, length).and_then(|about| point("sendmsg", about, true))
             }
             libc::SYS_rename => point("rename", self.text(b), true),
             libc::SYS_renameat | libc::SYS_renameat2 => point("renameat", self.text(d), true),
@@ -181,11 +181,11 @@ impl Tracee {
         }
     }
 
-    /// A changing message on a netlink socket. What only asks (every third of four kinds, rtnetlink(7)) is none.
-    fn netlink(&self, at: u64, length: u64) -> Option<String> {
+    /// A changing message on a socket. What only asks a netlink socket (every third of four kinds, rtnetlink(7)) is none.
+    fn message(&self, at: u64, length: u64) -> Option<String> {
         let header = self.bytes(at, 16)?;
         let kind = u16::from_ne_bytes([header[4], header[5]]);
-        (length >= 16 && kind >= 16 && kind & 3 != 2).then(|| format!("netlink message {kind} of {length} bytes"))
+        (length >= 16 && kind >= 16 && kind & 3 != 2).then(|| format!("message {kind} of {length} bytes"))
     }
 
     fn file(&self, descriptor: u64) -> String {

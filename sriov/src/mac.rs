@@ -128,14 +128,19 @@ pub(crate) async fn restore<L: Links>(host: &L, original: &Original, pf: Option<
     if original.sets_mac.is_some() || original.admin_mac().is_some() || administrative {
         pf.set(host, MacAddr::ZERO).await.map_err(failed("mac 00:00:00:00:00:00"))?;
     }
-    let deaf = before == home || (before == MacAddr::ZERO && administrative);
     if own != Some(home) {
         set_own(host, index, home).await.map_err(failed("mac"))?;
-    } else if deaf && pf.reported(host, original).await? == Some(MacAddr::ZERO) {
+    }
+    let deaf = before == home || (before == MacAddr::ZERO && administrative && own == Some(home));
+    if deaf && pf.reported(host, original).await? == Some(MacAddr::ZERO) {
         // Setting the address that is already there is a no-op in the kernel, and the PF would go on dropping the VF's
         // frames: take the way through another one.
         set_own(host, index, detour(home)).await.map_err(failed("mac"))?;
         set_own(host, index, home).await.map_err(failed("mac"))?;
+        if before == home && pf.reported(host, original).await? == Some(MacAddr::ZERO) {
+            // A report that does not follow the VF's own address was of an administrative one, the same by intention.
+            pf.set(host, before).await.map_err(failed("administrative mac"))?;
+        }
     }
     if let Some(admin) = original.admin_mac() {
         pf.set(host, admin).await.map_err(failed("administrative mac"))?;

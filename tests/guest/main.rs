@@ -8,10 +8,15 @@ mod harness;
 
 mod addresses;
 mod attributes;
+mod budget;
 mod comparison;
+mod concurrency;
+mod crash;
 mod deletion;
 mod kinds;
 mod node;
 mod ownership;
 mod pods;
+mod random;
 mod refusals;
+mod tracer;

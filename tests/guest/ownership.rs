@@ -259,6 +259,44 @@ fn a_namespace_that_a_process_holds_open_gives_the_vf_back_at_once() {
     end(held);
 }
 
+/// A runtime's sandbox that we know nothing of has the VF by now: it stays there, and DEL is owed until it is back.
+#[test]
+fn a_vf_that_somebody_else_has_by_now_is_left_there() {
+    let node = node();
+    let vf = &node.a[2];
+    let a = attached(&node, "a", "net-a", vf);
+    node.world.delete_netns(&a);
+    assert!(eventually(|| names(format!("/sys/bus/pci/devices/{}/net", vf.pci)) == ["net1"]));
+    let theirs = node.world.netns();
+    ip(&format!("link set net1 netns {}", theirs.trim_start_matches("/run/netns/")));
+    ip_in(&theirs, "link set net1 address 02:00:00:00:00:0c up");
+    ip(&format!("link set {} vf {} vlan 55", vf.pf, vf.number));
+    let before = Interface::find(&theirs, "net1").unwrap().link["flags"].clone();
+    for owed in [1, 2] {
+        if owed == 1 {
+            node.del("a", &a);
+        } else {
+            let text = gc_fails(&node);
+            assert!(text.contains("belongs to somebody else") && text.contains(&theirs), "{text}");
+        }
+        let net1 = Interface::find(&theirs, "net1").expect("it stays");
+        assert_eq!((net1.mac(), &net1.link["flags"]), ("02:00:00:00:00:0c", &before));
+        assert_eq!(vf.row()["vlan_list"][0]["vlan"], 55);
+        assert_eq!(node.world.records("a"), ["meta:eth0:net1.json"], "it is owed");
+    }
+    ip_in(&theirs, "link set net1 netns 1");
+    gc(&node, &[]);
+    node.assert_as_before();
+}
+
+fn gc_fails(node: &Node) -> String {
+    let mut conf = node.conf.clone();
+    conf["cniVersion"] = json!("1.1.0");
+    conf["cni.dev/valid-attachments"] = json!([]);
+    let outcome = node.world.call("GC", "", "", &conf).run();
+    format!("{}{}", outcome.stdout, outcome.stderr)
+}
+
 /// A takeover that cannot give the VF back for its former owner fails, and changes nothing of who owns it.
 #[test]
 fn a_vf_that_cannot_be_given_back_stays_with_its_former_owner() {

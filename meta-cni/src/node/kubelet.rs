@@ -88,28 +88,30 @@ pub async fn holders(
     checkpoint: &Path,
     deadline: Instant,
 ) -> Result<Holders, Error> {
-    let mut holders = Holders::default();
-    match assigned(pod, socket, checkpoint, deadline).await? {
-        Assigned::ByPod(answer) => {
-            for found in answer.pod_resources {
-                let given = found.containers.iter().flat_map(|container| &container.devices);
-                if !given.flat_map(|given| &given.device_ids).any(|id| id == device) {
-                    continue;
-                }
-                if (&found.name, &found.namespace) == (&pod.name, &pod.namespace) {
-                    holders.this = true;
-                } else {
-                    holders.others.push(format!("{}/{}", found.namespace, found.name));
-                }
-            }
-        }
+    Ok(match assigned(pod, socket, checkpoint, deadline).await? {
+        Assigned::ByPod(answer) => listed_holders(device, pod, answer),
         Assigned::Checkpoint(checkpoint) => {
             let (this, others): (Vec<_>, Vec<_>) =
                 checkpoint.holders(device).into_iter().partition(|uid| *uid == pod.uid);
-            holders = Holders { this: !this.is_empty(), others };
+            Holders { this: !this.is_empty(), others }
+        }
+    })
+}
+
+fn listed_holders(device: &str, pod: &PodName, answer: v1::ListPodResourcesResponse) -> Holders {
+    let mut holders = Holders::default();
+    for found in answer.pod_resources {
+        let given = found.containers.iter().flat_map(|container| &container.devices);
+        if !given.flat_map(|given| &given.device_ids).any(|id| id == device) {
+            continue;
+        }
+        if (&found.name, &found.namespace) == (&pod.name, &pod.namespace) {
+            holders.this = true;
+        } else {
+            holders.others.push(format!("{}/{}", found.namespace, found.name));
         }
     }
-    Ok(holders)
+    holders
 }
 
 /// What kubelet gave to the pods of the node.
@@ -197,5 +199,26 @@ mod tests {
         assert_eq!(holders_of("d1").await, Holders { this: true, others: Vec::new() });
         assert_eq!(holders_of("d2").await, Holders { this: true, others: vec!["u2".to_owned()] });
         assert_eq!(holders_of("d3").await, Holders::default());
+    }
+
+    #[test]
+    fn a_device_is_this_pods_or_others_by_the_list() {
+        let given = |namespace: &str, name: &str, devices: &[&str]| v1::PodResources {
+            name: name.to_owned(),
+            namespace: namespace.to_owned(),
+            containers: vec![v1::ContainerResources {
+                devices: vec![v1::ContainerDevices {
+                    resource_name: "r/a".to_owned(),
+                    device_ids: devices.iter().map(|device| (*device).to_owned()).collect(),
+                }],
+            }],
+        };
+        let pods = vec![given("default", "p", &["d1", "d2"]), given("other", "p", &["d2"]), given("default", "q", &[])];
+        let answer = v1::ListPodResourcesResponse { pod_resources: pods };
+        let pod = PodName { namespace: "default".into(), name: "p".into(), uid: "u1".into() };
+        let holders_of = |device| listed_holders(device, &pod, answer.clone());
+        assert_eq!(holders_of("d1"), Holders { this: true, others: Vec::new() });
+        assert_eq!(holders_of("d2"), Holders { this: true, others: vec!["other/p".to_owned()] });
+        assert_eq!(holders_of("d3"), Holders::default());
     }
 }

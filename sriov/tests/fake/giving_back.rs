@@ -41,6 +41,27 @@ fn an_administrative_address_found_is_put_back_and_an_own_one_is_not_made_admini
     });
 }
 
+/// As operators do on drivers that do not tell the VF: the administrative address is the VF's own. Where the report is of
+/// the VF's own address anyway (igb), there is nothing to see, and nothing is locked.
+#[test]
+fn an_administrative_address_that_equals_the_vfs_own_comes_back_where_it_can_be_told() {
+    for driver in [Driver::Mlx5, Driver::Bnxt] {
+        for wanted in [much(), Wanted { mac: None, ..much() }] {
+            run(async {
+                let node = node(driver);
+                let own = node.kernel.link(HOST, "eth0v1").unwrap().mac.unwrap();
+                let pf = node.kernel.link(HOST, "eth0").unwrap().index;
+                node.host.set_vf(pf, 1, &[sandbox::VfSetting::Mac(own)]).await.unwrap();
+                let before = node.kernel.snapshot();
+                let original = node.find(&wanted).await.unwrap();
+                node.attach(&original, &wanted).await.unwrap();
+                node.restore(&original).await.unwrap_or_else(|error| panic!("{driver:?}: {error}"));
+                assert_eq!(node.kernel.snapshot(), before, "{driver:?}");
+            });
+        }
+    }
+}
+
 #[test]
 fn what_the_pod_did_to_its_vf_is_undone() {
     run(async {

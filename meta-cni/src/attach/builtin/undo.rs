@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, path::Path};
 use sandbox::{Links, Netns, NetnsId, Rtnl};
 use sriov::{Original, PciAddress};
 
-use super::{BuiltinVf, LOCK_PATIENCE, lease_key, of_container};
+use super::{BuiltinVf, LOCK_PATIENCE, addresses::pools, lease_key, of_container};
 use crate::{
     attach::{
         Engine,
@@ -106,9 +106,12 @@ impl Engine {
             return Ok(());
         }
         // Without a lease another attachment may have had it since, and given it back.
-        if owner.is_none() && !leases.is_torn(pci)? && !is_marked(pci, holding).await? {
-            tracing::warn!(vf = %pci, "the VF is not this attachment's any more and is left alone");
-            return Ok(());
+        if owner.is_none() && !leases.is_torn(pci)? {
+            let Some(original) = holding.original else { return Ok(()) };
+            if !is_marked(original.pci, holding).await? {
+                tracing::warn!(vf = %pci, "the VF is not this attachment's any more and is left alone");
+                return Ok(());
+            }
         }
         let original = holding.original.or(owner.as_ref().and_then(|owner| owner.original.as_deref()));
         let boot_id = holding.boot_id.or(owner.as_ref().map(|owner| owner.boot_id.as_str()));
@@ -142,10 +145,8 @@ impl Engine {
             }
         }
         let owner = ipam::Owner::new(&call.container, interface)?;
-        for pool in std::fs::read_dir(ipam::DEFAULT_DATA_DIR).into_iter().flatten().flatten() {
-            if pool.file_type().is_ok_and(|kind| kind.is_dir()) {
-                ipam::Store::new(pool.path(), LOCK_PATIENCE).release(&owner, None)?;
-            }
+        for pool in pools() {
+            pool.release(&owner, None)?;
         }
         self.records.remove_file(path)
     }

@@ -163,7 +163,7 @@ fn a_vfio_vf_is_set_at_its_pf_and_its_addresses_are_reported() {
 #[test]
 fn a_vfio_vf_that_a_kernel_driver_took_back_is_given_back_all_the_same() {
     let mut node = Node::new();
-    let (vf, peer) = (node.a[1].clone(), node.b[1].clone());
+    let (vf, peer) = (node.a[0].clone(), node.b[1].clone());
     let bound = Vfio::bind(&vf);
     ip(&format!("link set {} vf {} mac 00:00:00:00:00:00", vf.pf, vf.number));
     node.look_again();

@@ -66,10 +66,8 @@ impl Node {
         node
     }
 
-    /// Another kernel of the same driver on the same tree: making one takes longer than attaching and restoring.
-    pub(crate) fn another_with_vfio(&self, driver: Driver) -> Self {
-        let kernel = FakeKernel::with_pf(driver, 3);
-        kernel.unbind(1);
+    /// Another kernel on the same tree: making one takes longer than attaching and restoring.
+    pub(crate) fn another(&self, kernel: FakeKernel) -> Self {
         let (host, pod) = (kernel.links(HOST), kernel.links(POD));
         Self { host, pod, kernel, sysfs: self.sysfs.clone(), dir: Rc::clone(&self.dir) }
     }

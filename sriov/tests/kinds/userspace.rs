@@ -66,7 +66,8 @@ fn after_a_failure_at_any_step_of_attaching_or_restoring_a_vfio_vf_the_start_is_
                 for restoring in [false, true] {
                     for step in 1.. {
                         let done = run(async {
-                            let node = first.another_with_vfio(driver);
+                            let node = first.another(FakeKernel::with_pf(driver, 3));
+                            node.kernel.unbind(1);
                             let wanted = much();
                             let before = admin_free(node.kernel.snapshot());
                             let original = node.find(&wanted).await.unwrap();

@@ -6,31 +6,20 @@ use super::*;
 fn a_vf_in_a_vm_moves_with_its_address_and_mtu_and_comes_back() {
     let wanted = Wanted { mac: Some(MAC), mtu: Some(9000), ..Wanted::default() };
     for driver in DRIVERS {
-        for step in 1.. {
-            let done = run(async {
-                let node = Node::in_a_vm(driver);
-                let before = node.kernel.snapshot();
-                let original = node.find(&wanted).await.unwrap();
-                assert_eq!(original.pf, None);
-                node.kernel.fail(Fault { step, errno: Errno::EIO, takes_effect: step % 2 == 0 });
-                let attached = attach(&node.host, &node.pod, &original, &wanted, &net1(), None).await;
-                let done = (node.kernel.messages().len() as u32) < step;
-                node.kernel.heal();
-                if done {
-                    let attached = attached.unwrap_or_else(|error| panic!("{driver:?}: {error}"));
-                    assert_eq!((attached.mac, attached.mtu), (MAC, 9000));
-                    let link = node.pod.by_name("net1").await.unwrap();
-                    let found = check(&node.sysfs, &node.host, &original, &wanted, link.as_ref(), false).await;
-                    assert_eq!(found.unwrap(), []);
-                }
-                node.restore(&original).await.unwrap_or_else(|error| panic!("{driver:?} at {step}: {error}"));
-                assert_eq!(node.kernel.snapshot(), before, "{driver:?} at {step}");
-                done
-            });
-            if done {
-                break;
-            }
-        }
+        run(async {
+            let node = Node::in_a_vm(driver);
+            let before = node.kernel.snapshot();
+            let original = node.find(&wanted).await.unwrap();
+            assert_eq!(original.pf, None);
+            let attached = attach(&node.host, &node.pod, &original, &wanted, &net1(), None).await;
+            let attached = attached.unwrap_or_else(|error| panic!("{driver:?}: {error}"));
+            assert_eq!((attached.mac, attached.mtu), (MAC, 9000));
+            let link = node.pod.by_name("net1").await.unwrap();
+            let found = check(&node.sysfs, &node.host, &original, &wanted, link.as_ref(), false).await;
+            assert_eq!(found.unwrap(), []);
+            node.restore(&original).await.unwrap_or_else(|error| panic!("{driver:?}: {error}"));
+            assert_eq!(node.kernel.snapshot(), before, "{driver:?}");
+        });
     }
     // Locked by the hypervisor's PF: said so, and back.
     run(async {
@@ -48,6 +37,49 @@ fn a_vf_in_a_vm_moves_with_its_address_and_mtu_and_comes_back() {
         node.restore(&original).await.unwrap();
         assert_eq!(node.kernel.snapshot(), before);
     });
+}
+
+#[test]
+fn after_a_failure_at_any_step_of_attaching_or_restoring_a_vf_in_a_vm_the_start_is_reached_again() {
+    let wanted = Wanted { mac: Some(MAC), mtu: Some(9000), ..Wanted::default() };
+    let mut points = 0;
+    for driver in DRIVERS {
+        let first = Node::in_a_vm(driver);
+        for errno in [Errno::EIO, Errno::EEXIST, Errno::EAGAIN, Errno::EBUSY, Errno::EADDRNOTAVAIL, Errno::ENODEV] {
+            for (takes_effect, restoring) in [(false, false), (true, false), (false, true), (true, true)] {
+                for step in 1.. {
+                    points += 1;
+                    let done = run(async {
+                        let node = first.another(FakeKernel::with_pf(driver, 3));
+                        let before = node.kernel.snapshot();
+                        let original = node.find(&wanted).await.unwrap();
+                        let at = format!("{driver:?} {errno} {takes_effect} at {step} restoring {restoring}");
+                        let fault = Fault { step, errno, takes_effect };
+                        if !restoring {
+                            node.kernel.fail(fault);
+                        }
+                        let attached = attach(&node.host, &node.pod, &original, &wanted, &net1(), None).await;
+                        if restoring {
+                            node.kernel.fail(fault);
+                            let first = node.restore(&original).await;
+                            assert!(matches!(first, Ok(()) | Err(Error::NotRestored { .. })), "{at}: {first:?}");
+                        }
+                        let done = (node.kernel.messages().len() as u32) < step;
+                        assert!(!done || attached.is_ok(), "{at}: nothing failed and yet {attached:?}");
+                        node.kernel.heal();
+                        node.restore(&original).await.unwrap_or_else(|error| panic!("{at}: {error}"));
+                        assert_eq!(node.kernel.snapshot(), before, "{at}");
+                        done
+                    });
+                    if done {
+                        break;
+                    }
+                }
+            }
+        }
+    }
+    println!("{points} fault points");
+    assert!(points > 500, "{points}");
 }
 
 #[test]

@@ -132,3 +132,35 @@ fn status_is_well_while_all_vfs_are_in_use() {
     node.del("greedy", &netns);
     node.assert_as_before();
 }
+
+/// The move is one message with name and MTU; the kernel stops half way, with the VF in the pod under its own name.
+#[test]
+fn what_the_move_is_refused_is_named_and_the_vf_is_back() {
+    let node = Node::new();
+    node.network("net-a", "bed.test/vf", &json!({"cniVersion": "1.0.0", "type": "sriov", "vlan": 5}));
+    node.network("net-b", "bed.test/vf", &json!({"cniVersion": "1.0.0", "type": "sriov", "vlan": 5, "mtu": 30000}));
+    let vf = &node.a[2];
+    let there = |netns: &str, name: &str, peer: &str| {
+        let words = format!("link add {name} type veth peer name {peer}");
+        crate::harness::ip_in(netns, &words);
+    };
+    // The name is taken; then the VF's own name too, and the kernel does not move it at all.
+    for own_too in [false, true] {
+        let netns = node.pod("p", "net-a", &[("bed.test/vf", vf)]);
+        there(&netns, "net1", "other");
+        if own_too {
+            there(&netns, &vf.name, "another");
+        }
+        let text = refused(&node, "p", &netns, 101);
+        let wanted =
+            format!("VF {} cannot be named net1: the pod already has an interface of that name (net1, ", vf.pci);
+        assert!(text.contains(&wanted), "{text}");
+        assert_eq!(Interface::find(&netns, "net1").unwrap().link["linkinfo"]["info_kind"], "veth");
+        node.assert_as_before();
+    }
+    let netns = node.pod("p", "net-b", &[("bed.test/vf", vf)]);
+    let text = refused(&node, "p", &netns, 101);
+    assert!(text.contains(&format!("mtu 30000 of VF {}", vf.pci)), "{text}");
+    assert!(Interface::find(&netns, "net1").is_none() && Interface::find(&netns, &vf.name).is_none());
+    node.assert_as_before();
+}

@@ -10,6 +10,7 @@ mod addresses;
 mod attributes;
 mod comparison;
 mod deletion;
+mod eviction;
 mod kinds;
 mod node;
 mod ownership;

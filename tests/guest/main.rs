@@ -8,11 +8,16 @@ mod harness;
 
 mod addresses;
 mod attributes;
+mod budget;
 mod comparison;
+mod concurrency;
+mod crash;
 mod deletion;
 mod eviction;
 mod kinds;
 mod node;
 mod ownership;
 mod pods;
+mod random;
 mod refusals;
+mod tracer;

@@ -15,3 +15,4 @@ mod primary;
 mod refusals;
 mod requests;
 mod results;
+mod sources;

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use super::{
     Engine,
     del::is_owed,
+    lock::SandboxLock,
     primary,
     record::{Call, Entry, Record},
 };
@@ -67,6 +68,8 @@ impl Engine {
         errors.extend(self.collect_vfs(&living).await);
         errors.extend(self.gc_of_plugins(&listed, &survivors).await);
         errors.extend(self.records.forget_unused_confs().err());
+        errors.extend(SandboxLock::sweep(&self.layout.locks(), &self.records).err());
+        errors.extend(self.release_orphans());
         Error::join(errors).map_or(Ok(()), Err)
     }
 

@@ -11,8 +11,11 @@ use std::{
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use tokio::time::{Instant, sleep};
 
+use super::record::Records;
 use crate::cni::{Error, Ledger};
 
+/// What a sandbox's lock is called, before the container's ID.
+const PREFIX: &str = "sandbox-";
 /// How long plugins of a process that died may go on before they are ended.
 const ORPHAN_PATIENCE: Duration = Duration::from_secs(10);
 /// How long a verb waits for another one of the same sandbox.
@@ -31,7 +34,7 @@ impl SandboxLock {
     /// # Errors
     /// [`Error::TryLater`] when another verb holds it for too long, [`Error::Io`].
     pub(super) async fn take(locks: &Path, container: &str, deadline: Instant) -> Result<Self, Error> {
-        let path = locks.join(format!("sandbox-{container}"));
+        let path = locks.join(format!("{PREFIX}{container}"));
         let begun = Instant::now();
         let mut pause = Duration::from_millis(2);
         loop {
@@ -75,6 +78,25 @@ impl SandboxLock {
     /// Where the plugins that run under the lock are noted.
     pub(super) fn ledger(&self) -> Ledger {
         self.ledger.clone()
+    }
+
+    /// Removes the locks of containers that have no record, and that nobody holds: a call was killed before it wrote the
+    /// first one, or after it removed the last.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub(super) fn sweep(locks: &Path, records: &Records) -> Result<(), Error> {
+        let failed = |source| Error::io("read", locks.display(), source);
+        for entry in fs::read_dir(locks).map_err(failed)? {
+            let name = entry.map_err(failed)?.file_name();
+            let Some(container) = name.to_str().and_then(|name| name.strip_prefix(PREFIX)) else { continue };
+            let Some(lock) = Self::try_take(&locks.join(&name))? else { continue };
+            if records.of_container(container)?.is_empty() {
+                records.tidy(container);
+                lock.remove_file();
+            }
+        }
+        Ok(())
     }
 
     /// Removes the lock's file, while it is held.

@@ -49,6 +49,9 @@ fn a_clean_restore_puts_back_nothing_that_an_administrator_left() {
                 assert_eq!(vf.trust, (driver != Driver::Bnxt).then_some(false), "{at}: not reported stays untouched");
                 assert_eq!((link.alias, link.promisc, link.allmulti), (None, false, false), "{at}");
                 assert_ne!(vf.mac, Some(MAC), "{at}");
+                if driver == Driver::Igb {
+                    assert_eq!(vf.mac, link.mac, "{at}: or the PF drops its frames");
+                }
                 // Not locked: the VF may change its address and have its own again, and the PF follows.
                 node.host.change(link.index, &[LinkChange::Mac(MAC)]).await.unwrap();
                 node.host.change(link.index, &[LinkChange::Mac(link.mac.unwrap())]).await.unwrap();
@@ -80,4 +83,21 @@ fn check_names_another_driver_another_interface_and_a_vf_that_is_gone() {
         fs::remove_dir_all(node.device("0000:01:10.1")).unwrap();
         assert_eq!(texts(&link).await, ["wanted VF 0000:01:10.1, found no such device"]);
     });
+}
+
+#[test]
+fn an_administrative_address_that_came_meanwhile_is_taken_back() {
+    for driver in [Driver::Igb, Driver::Iavf] {
+        run(async {
+            let node = Node::new(driver);
+            let before = node.kernel.snapshot();
+            let original = node.find(&Wanted::default()).await.unwrap();
+            attach(&node.host, &node.pod, &original, &Wanted::default(), &net1(), None).await.unwrap();
+            node.set_admin_mac(ADMIN).await;
+            // Since its next reset the VF has it for its own.
+            node.kernel.tweak("net1", |link| link.mac = Some(ADMIN));
+            node.restore(&original).await.unwrap_or_else(|error| panic!("{driver:?}: {error}"));
+            assert_eq!(node.kernel.snapshot(), before, "{driver:?}");
+        });
+    }
 }

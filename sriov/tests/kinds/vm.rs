@@ -94,3 +94,20 @@ fn in_a_vm_options_of_the_pf_and_the_machines_own_nics_are_refused() {
         assert_eq!(used().await, "is up and has the route to 198.51.100.0/24");
     });
 }
+
+#[test]
+fn a_vfio_vf_in_a_vm_has_no_address_that_anybody_could_set_or_tell() {
+    run(async {
+        let node = Node::with_vfio(Driver::Igb);
+        fs::remove_file(node.device("0000:01:10.1").join("physfn")).unwrap();
+        let before = node.kernel.snapshot();
+        let error = node.find(&Wanted { mac: Some(MAC), ..Wanted::default() }).await.unwrap_err();
+        assert!(matches!(&error, Error::Userspace { what: "mac", driver, .. } if driver == "vfio-pci"), "{error:?}");
+        let wanted = Wanted { dummy_interface: true, ..Wanted::default() };
+        let original = node.find(&wanted).await.unwrap();
+        let attached = node.attach(&original, &wanted).await.unwrap();
+        assert_eq!((attached.mac, attached.mtu, attached.dummy.unwrap().name.as_str()), (None, None, "net1"));
+        node.restore(&original).await.unwrap();
+        assert_eq!(node.kernel.snapshot(), before);
+    });
+}

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, path::Path};
 use sandbox::{Links, Netns, NetnsId, Rtnl};
 use sriov::{Original, PciAddress};
 
-use super::{BuiltinVf, LOCK_PATIENCE, lease_key, of_container};
+use super::{BuiltinVf, LOCK_PATIENCE, addresses::pools, lease_key, of_container};
 use crate::{
     attach::{
         Engine,
@@ -145,10 +145,8 @@ impl Engine {
             }
         }
         let owner = ipam::Owner::new(&call.container, interface)?;
-        for pool in std::fs::read_dir(ipam::DEFAULT_DATA_DIR).into_iter().flatten().flatten() {
-            if pool.file_type().is_ok_and(|kind| kind.is_dir()) {
-                ipam::Store::new(pool.path(), LOCK_PATIENCE).release(&owner, None)?;
-            }
+        for pool in pools() {
+            pool.release(&owner, None)?;
         }
         self.records.remove_file(path)
     }

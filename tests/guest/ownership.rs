@@ -13,10 +13,10 @@ use crate::{
     node::{Node, Vf, eventually},
 };
 
-const STATE: &str = "/var/lib/cni/meta-cni";
+pub(crate) const STATE: &str = "/var/lib/cni/meta-cni";
 
 /// A node with two networks of different VLANs, addresses and MTUs, and one for a peer of the second.
-fn node() -> Node {
+pub(crate) fn node() -> Node {
     let node = Node::new();
     let network = |name: &str, pool: &str, subnet: &str, more: &Value| {
         let mut conf = json!({"cniVersion": "1.0.0", "name": pool, "type": "sriov",
@@ -39,20 +39,20 @@ fn of_a_without_addresses(more: &Value) -> Value {
 }
 
 /// A pod that has a VF.
-fn attached(node: &Node, name: &str, network: &str, vf: &Vf) -> String {
+pub(crate) fn attached(node: &Node, name: &str, network: &str, vf: &Vf) -> String {
     let netns = node.pod(name, network, &[("bed.test/vf", vf)]);
     node.add(name, &netns);
     netns
 }
 
 /// Kubelet takes the VF from pod "a" and gives it to a new pod "b".
-fn given_to_b(node: &Node, vf: &Vf) -> String {
+pub(crate) fn given_to_b(node: &Node, vf: &Vf) -> String {
     node.take_devices("a");
     node.pod("b", "net-b", &[("bed.test/vf", vf)])
 }
 
 /// All that is b's: interface, address, MTU, what the PF holds.
-fn state_of_b(netns: &str, vf: &Vf) -> Value {
+pub(crate) fn state_of_b(netns: &str, vf: &Vf) -> Value {
     let net1 = Interface::find(netns, "net1").expect("b has its VF");
     assert_eq!((net1.mac(), net1.mtu()), ("02:00:00:00:00:0b", 1400));
     assert_eq!(net1.link["parentdev"], vf.pci);
@@ -178,71 +178,6 @@ fn del_and_add_of_two_pods_at_the_same_moment() {
         }
     }
     node.del("peer", &peer);
-    node.assert_as_before();
-}
-
-/// The runtime has lost a sandbox, and yet it lives: kubelet has given its device to another pod.
-#[test]
-fn a_sandbox_that_still_lives_loses_its_vf_to_the_pod_that_kubelet_gave_it_to() {
-    let node = node();
-    let vf = &node.a[3];
-    for way in ["at its path", "by a stray mount", "a plain file at its path and a stray mount"] {
-        let a = attached(&node, "a", "net-a", vf);
-        if way != "at its path" {
-            fs::write("/run/test/stray", "").unwrap();
-            ip_mount(&a, "/run/test/stray");
-            node.world.delete_netns(&a);
-        }
-        if way.starts_with("a plain file") {
-            fs::write(&a, "").unwrap();
-        }
-        let alive = if way == "at its path" { a.as_str() } else { "/run/test/stray" };
-        assert!(Interface::find(alive, "net1").is_some(), "{way}");
-        let b = given_to_b(&node, vf);
-        node.add("b", &b);
-        assert!(Interface::find(alive, "net1").is_none(), "{way}");
-        let before = state_of_b(&b, vf);
-        node.del("a", &a);
-        assert_eq!(state_of_b(&b, vf), before, "{way}");
-        node.del("b", &b);
-        if way != "at its path" {
-            nix::mount::umount("/run/test/stray").unwrap();
-        }
-        let _ = fs::remove_file(&a).or_else(|_| fs::remove_file("/run/test/stray"));
-        node.assert_as_before();
-    }
-}
-
-fn ip_mount(from: &str, to: &str) {
-    let none: Option<&str> = None;
-    nix::mount::mount(Some(from), to, none, nix::mount::MsFlags::MS_BIND, none).unwrap();
-}
-
-#[test]
-fn a_device_id_written_by_hand_and_a_device_of_two_pods_give_no_right_to_evict() {
-    let node = node();
-    let vf = &node.a[4];
-    let a = attached(&node, "a", "net-a", vf);
-    let lease = fs::read_to_string(format!("{STATE}/vfs/{}.json", vf.pci)).unwrap();
-    node.world.definition("by-hand", &json!({"cniVersion": "1.0.0", "type": "sriov", "deviceID": vf.pci}));
-    let second = node.pod("second", "net-b", &[("bed.test/vf", vf)]);
-    let third = node.pod("third", "by-hand", &[]);
-    // To the second kubelet gives what the owner still has, the third was never given anything.
-    for (pod, netns) in [("second", &second), ("third", &third)] {
-        if pod == "third" {
-            node.take_devices("second");
-            node.take_devices("a");
-        }
-        let text = node.call("ADD", pod, netns).fails(100);
-        for part in ["is already allocated", &vf.pci, "meta:a:eth0:net1", "uid-a", &a] {
-            assert!(text.contains(part), "{part} is not in: {text}");
-        }
-        node.del(pod, netns);
-        assert_eq!(fs::read_to_string(format!("{STATE}/vfs/{}.json", vf.pci)).unwrap(), lease);
-        assert_eq!(Interface::find(&a, "net1").unwrap().mac(), "02:00:00:00:00:0a");
-        assert_eq!(vf.row()["vlan_list"][0]["vlan"], 12);
-    }
-    node.del("a", &a);
     node.assert_as_before();
 }
 

@@ -6,7 +6,7 @@ use sandbox::fake::{Driver, HOST};
 use sandbox::{Links, MacAddr, VfVlan};
 use sriov::{Error, Wanted, restore, restore_from_anywhere};
 
-use crate::node::{MAC, POD, much, node, run, vf1};
+use crate::node::{DRIVERS, MAC, POD, much, node, run, vf1};
 
 #[test]
 fn an_administrative_address_found_is_put_back_and_an_own_one_is_not_made_administrative() {
@@ -262,5 +262,34 @@ fn a_vf_and_a_pf_that_were_renamed_are_found() {
             node.kernel.tweak("uplink", |link| link.name = "eth0".into());
             assert_eq!(node.kernel.snapshot(), before);
         });
+    }
+}
+
+/// Its driver was taken away and came back while the VF was in the pod: a new interface in the host, with the kernel's
+/// name and an address of the driver's choice.
+#[test]
+fn a_vf_whose_driver_was_rebound_gets_its_name_and_address_back() {
+    for driver in DRIVERS {
+        for sets_mac in [true, false] {
+            run(async {
+                let node = node(driver);
+                let before = node.kernel.snapshot();
+                let wanted = Wanted { mac: sets_mac.then_some(MAC), ..much() };
+                let original = node.find(&wanted).await.unwrap();
+                node.attach(&original, &wanted).await.unwrap();
+                node.kernel.unbind(1);
+                node.kernel.bind(1, "eth7");
+                assert_eq!(node.kernel.link(POD, "net1"), None);
+                node.restore(&original).await.unwrap_or_else(|error| panic!("{driver:?}: {error}"));
+                // A permanent address that the driver made up cannot be had back where it follows nothing.
+                let now = node.kernel.snapshot();
+                let same = |devices: &sandbox::fake::Snapshot| {
+                    let mut devices = devices.clone();
+                    devices.iter_mut().for_each(|device| device.link.perm_mac = None);
+                    devices
+                };
+                assert_eq!(same(&now), same(&before), "{driver:?}");
+            });
+        }
     }
 }

@@ -41,6 +41,7 @@ test-host:
 
 test-guest:
 	tests/guest/suite
+	tests/guest/power-cut 2
 
 soak: beds
 	tests/soak --minutes $(MINUTES) --seed $(SEED)

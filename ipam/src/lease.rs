@@ -21,7 +21,7 @@ use crate::{Error, address};
 /// one name is enough. What a crash leaves here is not a reservation, and is removed by the next one to come by.
 pub(crate) const DRAFT: &str = ".reservation";
 /// Where the last address is written before it takes the place of the old one.
-const CURSOR_DRAFT: &str = ".last_reserved_ip";
+pub(crate) const CURSOR_DRAFT: &str = ".last_reserved_ip";
 /// A lease file is a container ID and an interface name; what is longer is none.
 const LONGEST_CLAIM: u64 = 4096;
 

@@ -8,7 +8,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::lease::{self, DRAFT};
+use crate::lease::{self, CURSOR_DRAFT, DRAFT};
 use crate::lock::PoolLock;
 use crate::owner::Claim;
 use crate::{Error, Owner, address};
@@ -68,9 +68,9 @@ impl Store {
                 for (address, path) in &old {
                     pass.remove_if(path, *address, |claim| claim.is_of(owner));
                 }
-                pass.note(lease::remove(&held.directory.join(DRAFT)).map(drop));
             }
         }
+        pass.remove_drafts(held.directory);
         pass.finish().map(|removed| removed.into_iter().map(|lease| lease.address).collect())
     }
 
@@ -129,7 +129,22 @@ impl Store {
                 Claim::Foreign => false,
             });
         }
-        pass.note(lease::remove(&held.directory.join(DRAFT)).map(drop));
+        pass.remove_drafts(held.directory);
+        pass.finish()
+    }
+
+    /// Removes leases that name nobody: their writer, or the machine, died before they were written, and no DEL will ever
+    /// come for them. Under the lock nobody is about to write one, host-local neither. Reads the whole pool.
+    ///
+    /// # Errors
+    /// [`Error::LockTimeout`] and [`Error::Io`]; everything that can be removed has been removed by then.
+    pub fn release_orphans(&self) -> Result<Vec<Released>, Error> {
+        let Some(held) = self.lock()? else { return Ok(Vec::new()) };
+        let mut pass = Pass::default();
+        for (address, path) in held.files()? {
+            pass.remove_if(&path, address, |claim| *claim == Claim::Orphan);
+        }
+        pass.remove_drafts(held.directory);
         pass.finish()
     }
 
@@ -221,6 +236,13 @@ impl Pass {
             }
             Ok(None) => {}
             Err(error) => self.note(Err(error)),
+        }
+    }
+
+    /// What a process leaves that is killed while it writes; under the lock there is no other writer.
+    fn remove_drafts(&mut self, directory: &Path) {
+        for draft in [DRAFT, CURSOR_DRAFT] {
+            self.note(lease::remove(&directory.join(draft)).map(drop));
         }
     }
 

@@ -81,6 +81,11 @@ pub async fn configure<L: Links>(
 pub async fn read_back<L: Links>(links: &L, name: &IfName) -> Result<ReadBack, Error> {
     let found = links.by_name(name.as_str()).await?;
     let link = found.ok_or_else(|| Error::NoSuchLink { name: name.to_string() })?;
+    read_back_of(links, link).await
+}
+
+/// The same for an interface that was read already (two messages).
+pub async fn read_back_of<L: Links>(links: &L, link: Link) -> Result<ReadBack, Error> {
     let addresses = links.addresses(link.index).await?;
     let mut routes = links.routes().await?;
     routes.retain(|route| route.uses(link.index));

@@ -1,6 +1,7 @@
 //! What can go wrong on the kernel side. Every variant keeps the errno and names the step and the object.
 
 use std::io;
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 /// An error of this crate.
@@ -78,6 +79,16 @@ pub enum Error {
         /// What the kernel said.
         source: io::Error,
     },
+    /// The neighbours could not be told of an address.
+    #[error("cannot announce {address} on {name}: {source}")]
+    Announce {
+        /// The address.
+        address: IpAddr,
+        /// Its interface.
+        name: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
     /// An interface that has to be there is not.
     #[error("no interface {name} in the network namespace")]
     NoSuchLink {
@@ -119,6 +130,7 @@ impl Error {
             | Error::Thread { source, .. }
             | Error::Socket { source, .. }
             | Error::Kernel { source, .. }
+            | Error::Announce { source, .. }
             | Error::Sysctl { source, .. } => source.raw_os_error(),
             Error::NotANamespace { .. }
             | Error::Answer { .. }

@@ -8,7 +8,9 @@ mod error;
 mod link;
 mod links;
 mod name;
+mod namespaces;
 mod netns;
+mod raw;
 mod route;
 mod rtnl;
 mod sysctl;
@@ -17,12 +19,13 @@ mod vf;
 #[cfg(feature = "fake")]
 pub mod fake;
 
-pub use address::{Address, Dad, NewAddress, ReadBack, configure, read_back};
-pub use announce::announcing_sysctls;
+pub use address::{Address, Dad, NewAddress, ReadBack, configure, read_back, read_back_of};
+pub use announce::{ANNOUNCE_LIMIT, announce, announcing_sysctls};
 pub use error::Error;
 pub use link::{Link, LinkChange, MacAddr};
 pub use links::Links;
 pub use name::IfName;
+pub use namespaces::{namespace_of_device, namespaces};
 pub use netns::{Netns, NetnsId};
 pub use route::{DefaultRoutes, MAIN_TABLE, NextHop, Route, RouteSpec, set_default_route};
 pub use rtnl::Rtnl;

@@ -96,7 +96,7 @@ pub struct Link {
     pub mtu: u32,
     /// IFF_UP: administratively up.
     pub up: bool,
-    /// IFF_LOWER_UP: has a carrier.
+    /// IFF_LOWER_UP and IFF_RUNNING: has a carrier, and the kernel has noticed, so that frames are sent.
     pub carrier: bool,
     /// IFF_PROMISC as set by an administrator.
     pub promisc: bool,

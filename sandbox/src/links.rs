@@ -28,20 +28,43 @@ pub trait Links {
     /// stops at the first that fails, with the earlier ones applied; its answer does not say which it was.
     fn set_vf(&self, pf: u32, vf: u32, settings: &[VfSetting]) -> impl Future<Output = Result<(), Error>>;
 
-    /// Moves the link into the namespace of `target` and renames it on the way. Not atomic: after an error the link may
-    /// be on either side, under either name.
-    fn move_to(&self, index: u32, target: &Self, name: &IfName) -> impl Future<Output = Result<(), Error>>
+    /// Moves the link into the namespace of `target`, renames it on the way and makes the other changes there, all in one
+    /// message. Not atomic: after an error the link may be on either side, under either name, with some of the changes.
+    fn move_with(
+        &self,
+        index: u32,
+        target: &Self,
+        name: &IfName,
+        changes: &[LinkChange],
+    ) -> impl Future<Output = Result<(), Error>>
     where
         Self: Sized;
 
+    /// Moves and renames, and changes nothing else.
+    fn move_to(&self, index: u32, target: &Self, name: &IfName) -> impl Future<Output = Result<(), Error>>
+    where
+        Self: Sized,
+    {
+        self.move_with(index, target, name, &[])
+    }
+
     /// Sets properties of a link.
     fn change(&self, index: u32, changes: &[LinkChange]) -> impl Future<Output = Result<(), Error>>;
+
+    /// Sets properties of the link with this name: for one that has just arrived, whose index is not known.
+    fn change_named(&self, name: &IfName, changes: &[LinkChange]) -> impl Future<Output = Result<(), Error>>;
 
     /// Gives the link another alternative name.
     fn add_altname(&self, index: u32, name: &str) -> impl Future<Output = Result<(), Error>>;
 
     /// Takes an alternative name away.
     fn del_altname(&self, index: u32, name: &str) -> impl Future<Output = Result<(), Error>>;
+
+    /// Makes a link of kind `dummy`, down; EEXIST if the name is taken.
+    fn add_dummy(&self, name: &str) -> impl Future<Output = Result<(), Error>>;
+
+    /// Deletes a link that was made by a message; the kernel refuses it for a device (EOPNOTSUPP).
+    fn del_link(&self, index: u32) -> impl Future<Output = Result<(), Error>>;
 
     /// The addresses of a link, both families (a dump).
     fn addresses(&self, index: u32) -> impl Future<Output = Result<Vec<Address>, Error>>;

@@ -4,6 +4,7 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -11,13 +12,14 @@ use nix::errno::Errno;
 use nix::sys::statfs::{FsType, fstatfs};
 use serde::{Deserialize, Serialize};
 
-use crate::Error;
+use crate::{Error, raw};
 
 /// `NSFS_MAGIC` of linux/magic.h: the file system on which namespaces live.
 const NSFS: i64 = 0x6e73_6673;
 
-/// What identifies a namespace in a record. The inode alone does not: it is reused at once after the namespace died,
-/// so a record also carries the boot id, and its owner checks that the path still leads here.
+/// What identifies a namespace in a record. The inode alone does not: it is reused at once after the namespace died.
+/// The cookie does, within one boot, so a record also carries the boot id, and its owner checks that the path still
+/// leads here.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetnsId {
     /// The path it was opened by.
@@ -26,17 +28,30 @@ pub struct NetnsId {
     pub dev: u64,
     /// Inode on nsfs.
     pub inode: u64,
+    /// SO_NETNS_COOKIE, given once in a boot. None before Linux 5.14, and where it was not asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cookie: Option<u64>,
 }
 
 impl NetnsId {
-    /// True while the path leads to a namespace with this device and inode. Another errno than "gone" is an error: a
-    /// namespace that cannot be looked at must not be taken for dead.
+    /// True while the path leads to this namespace. Another errno than "gone" is an error: a namespace that cannot be
+    /// looked at must not be taken for dead.
     pub fn is_alive(&self) -> Result<bool, Error> {
         match Netns::open(&self.path) {
-            Ok(now) => Ok(now.id.dev == self.dev && now.id.inode == self.inode),
+            Ok(now) => self.is_of(&now),
             Err(Error::NamespaceGone { .. } | Error::NotANamespace { .. }) => Ok(false),
             Err(other) => Err(other),
         }
+    }
+
+    /// True if the open namespace is this one, whatever its path. The cookie decides where both are known, and is asked
+    /// for only if it can.
+    pub fn is_of(&self, open: &Netns) -> Result<bool, Error> {
+        if (open.id.dev, open.id.inode) != (self.dev, self.inode) {
+            return Ok(false);
+        }
+        let Some(then) = self.cookie else { return Ok(true) };
+        Ok(open.identify()?.cookie.is_none_or(|now| now == then))
     }
 }
 
@@ -73,13 +88,38 @@ impl Netns {
             return Err(Error::NotANamespace { path, fs_type });
         }
         let meta = inner.file().metadata().map_err(|e| at("look at", e))?;
-        let id = NetnsId { path, dev: meta.dev(), inode: meta.ino() };
+        let id = NetnsId { path, dev: meta.dev(), inode: meta.ino(), cookie: None };
         Ok(Self { inner: Arc::new(inner), id })
     }
 
-    /// What to write into a record.
+    /// What tells it from others; with its cookie if that was asked for ([`Netns::identified`]).
     pub fn id(&self) -> &NetnsId {
         &self.id
+    }
+
+    /// What to write into a record: with its cookie, where the kernel has one. Enters the namespace for a moment, unless
+    /// the cookie is known.
+    pub fn identify(&self) -> Result<NetnsId, Error> {
+        if self.id.cookie.is_some() {
+            return Ok(self.id.clone());
+        }
+        let failed = |source| Error::Namespace { step: "identify", path: self.id.path.clone(), source };
+        let cookie = self.run("identify a namespace", || {
+            // Any kind of socket belongs to the namespace it was made in.
+            let socket = UnixDatagram::unbound().map_err(failed)?;
+            raw::netns_cookie(&socket).map_err(failed)
+        })?;
+        Ok(NetnsId { cookie, ..self.id.clone() })
+    }
+
+    /// The same, knowing its cookie.
+    pub fn identified(self) -> Result<Self, Error> {
+        Ok(Self { id: self.identify()?, ..self })
+    }
+
+    /// The same with the cookie that a socket inside has told.
+    pub(crate) fn with_cookie(&self, cookie: Option<u64>) -> Self {
+        Self { inner: Arc::clone(&self.inner), id: NetnsId { cookie, ..self.id.clone() } }
     }
 
     /// The path it was opened by.

@@ -2,60 +2,18 @@
 
 //! [`Rtnl`] against the running kernel, in namespaces of our own; `ip -j` is the second witness. Needs root.
 
-use std::future::Future;
-use std::net::IpAddr;
-use std::process::Command;
+mod support;
+
 use std::time::Duration;
 
-use ipnet::IpNet;
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, unshare};
 use sandbox::{
-    Dad, Error, IfName, LinkChange, LinkState, Links, MacAddr, Netns, NewAddress, Route, RouteSpec, Rtnl, Sysctl,
-    VfSetting, VfVlan, VlanProto, announcing_sysctls, configure, read_back, read_sysctl, set_default_route,
-    write_sysctls,
+    Dad, Error, LinkChange, LinkState, Links, MacAddr, Netns, NewAddress, Route, RouteSpec, Rtnl, Sysctl, VfSetting,
+    VfVlan, VlanProto, announcing_sysctls, configure, read_back, read_sysctl, set_default_route, write_sysctls,
 };
 use serde_json::Value;
-
-/// Runs the test in a new network and mount namespace: libtest gives every test a thread of its own, and namespaces
-/// belong to threads.
-fn isolated<F: Future<Output = ()>>(test: impl FnOnce() -> F) {
-    unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).expect("root is needed");
-    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>).unwrap();
-    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(test());
-}
-
-fn new_netns() -> Netns {
-    std::thread::spawn(|| {
-        unshare(CloneFlags::CLONE_NEWNET).unwrap();
-        Netns::current().unwrap()
-    })
-    .join()
-    .unwrap()
-}
-
-fn ip(args: &str) -> Value {
-    let out = Command::new("ip").args(["-j", "-d"]).args(args.split(' ')).output().unwrap();
-    assert!(out.status.success(), "ip {args}: {}", String::from_utf8_lossy(&out.stderr));
-    if out.stdout.is_empty() { Value::Null } else { serde_json::from_slice(&out.stdout).unwrap() }
-}
-
-fn ip_in(netns: &Netns, args: &str) -> Value {
-    netns.run("ask ip", || Ok(ip(args))).unwrap()
-}
-
-fn name(text: &str) -> IfName {
-    IfName::try_from(text).unwrap()
-}
-
-fn net(text: &str) -> IpNet {
-    text.parse().unwrap()
-}
-
-fn addr(text: &str) -> IpAddr {
-    text.parse().unwrap()
-}
+use support::{addr, ip, ip_in, isolated, name, net, new_netns};
 
 #[test]
 fn a_link_is_read_as_ip_shows_it_and_changed_as_asked() {
@@ -166,12 +124,18 @@ fn a_link_moves_and_is_renamed_in_one_message() {
         let (host, pod) = (Rtnl::open(&host_ns).unwrap(), Rtnl::open(&pod_ns).unwrap());
         let v0 = host.by_name("v0").await.unwrap().unwrap();
         host.subscribe().await.unwrap();
-        host.move_to(v0.index, &pod, &name("net1")).await.unwrap();
+        let changes = [LinkChange::Mtu(1400), LinkChange::Alias("default/p".into())];
+        host.move_with(v0.index, &pod, &name("net1"), &changes).await.unwrap();
         assert!(host.link_event(Duration::from_secs(5)).await.unwrap(), "the host saw it leave");
         assert_eq!(host.by_name("v0").await.unwrap(), None);
         let net1 = pod.by_name("net1").await.unwrap().unwrap();
-        assert_eq!(net1.mac, v0.mac);
-        assert_eq!(ip_in(&pod_ns, "link show net1")[0]["address"], v0.mac.unwrap().to_string());
+        assert_eq!((net1.mac, net1.mtu, net1.alias.as_deref(), net1.up), (v0.mac, 1400, Some("default/p"), false));
+        pod.change_named(&name("net1"), &[LinkChange::Up(true)]).await.unwrap();
+        let shown = ip_in(&pod_ns, "link show net1");
+        assert_eq!(shown[0]["address"], v0.mac.unwrap().to_string());
+        assert_eq!((&shown[0]["flags"][0], &shown[0]["ifname"]), (&"NO-CARRIER".into(), &"net1".into()));
+        let error = pod.change_named(&name("net9"), &[LinkChange::Up(true)]).await.unwrap_err();
+        assert_eq!(error.errno(), Some(Errno::ENODEV as i32));
         pod.move_to(net1.index, &host, &name("v0")).await.unwrap();
         assert_eq!(host.by_name("v0").await.unwrap().unwrap().mac, v0.mac);
         // The move that fails half way: it went over, but the name was taken.
@@ -181,6 +145,13 @@ fn a_link_moves_and_is_renamed_in_one_message() {
         assert_eq!(error.errno(), Some(Errno::EEXIST as i32));
         assert_eq!(host.by_name("v0").await.unwrap(), None);
         assert_eq!(pod.by_name("v0").await.unwrap().unwrap().mac, v0.mac);
+        // Or at the MTU, which comes before the name.
+        pod.move_to(v0.index, &host, &name("v0")).await.unwrap();
+        let too_much = [LinkChange::Mtu(1_000_000), LinkChange::Alias("other".into())];
+        let error = host.move_with(v0.index, &pod, &name("net2"), &too_much).await.unwrap_err();
+        assert_eq!(error.errno(), Some(Errno::EINVAL as i32));
+        let left = pod.by_name("v0").await.unwrap().unwrap();
+        assert_eq!((left.mtu, left.alias.as_deref()), (1400, Some("default/p")));
     });
 }
 

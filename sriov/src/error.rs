@@ -80,10 +80,32 @@ pub enum Error {
         path: PathBuf,
     },
     /// The device is there, but is no VF.
-    #[error("device {pci} is no virtual function: no physfn; give the PCI address of a VF, not of its PF")]
+    #[error("device {pci} is no virtual function: no physfn, and {why}; give the PCI address of a VF")]
     NotAVf {
         /// The device.
         pci: PciAddress,
+        /// What it is instead.
+        why: String,
+    },
+    /// The device has no PF here, so it would be a VF that was given to this machine, but the host itself uses it.
+    #[error(
+        "device {pci} has no physfn: it may be a VF that was given to this machine, but its interface {name} {found}: what the host itself uses is not given to a pod"
+    )]
+    UsedByHost {
+        /// The device.
+        pci: PciAddress,
+        /// Its interface.
+        name: String,
+        /// What was found on it.
+        found: String,
+    },
+    /// An option that only the PF can set, and the PF is in another machine.
+    #[error("{option} of VF {pci}: the PF of VF {pci} is not visible in this machine: set it where the PF is")]
+    NoPfHere {
+        /// The VF.
+        pci: PciAddress,
+        /// What was asked for.
+        option: String,
     },
     /// The VF's PF has no network interface here.
     #[error("PF network device not found: PF {pf} of VF {pci} has no interface in the host's network namespace{why}")]
@@ -103,14 +125,49 @@ pub enum Error {
         /// Its PF.
         pf: PciAddress,
     },
-    /// The VF is bound to a driver for user space, which is not supported yet.
-    #[error("VF {pci} is bound to {driver}: userspace drivers are not supported, bind it to its kernel driver")]
+    /// Something that only an interface can have, and the VF is bound to a driver for user space.
+    #[error("{what} of VF {pci}: it is bound to {driver}, a driver for user space: {why}")]
     Userspace {
         /// The VF.
         pci: PciAddress,
         /// The driver.
         driver: String,
+        /// What was asked for.
+        what: &'static str,
+        /// Why it cannot be had.
+        why: &'static str,
     },
+    /// A dummy interface for a VF that has an interface of its own.
+    #[error(
+        "dummyInterface of VF {pci}: it is bound to {driver}, so it has an interface of its own; a dummy one is for drivers for user space"
+    )]
+    DummyForKernel {
+        /// The VF.
+        pci: PciAddress,
+        /// Its driver.
+        driver: String,
+    },
+    /// The program that gets the VF could reach the memory of devices that are not its own.
+    #[error("VF {pci} shares IOMMU group {group} with {}: whoever has the VF could reach them too; use a VF with a group of its own (a slot behind a port with ACS)", strangers.join(", "))]
+    SharedGroup {
+        /// The VF.
+        pci: PciAddress,
+        /// Number of the group.
+        group: String,
+        /// The members that are neither a bridge nor the asker's; never empty.
+        strangers: Vec<String>,
+    },
+    /// vfio-pci needs an IOMMU.
+    #[error(
+        "VF {pci} is bound to vfio-pci but has no IOMMU group: switch the IOMMU on (firmware, and intel_iommu=on or the like on the kernel's command line), or accept a device that can reach all memory (/sys/module/vfio/parameters/enable_unsafe_noiommu_mode)"
+    )]
+    NoIommu {
+        /// The VF.
+        pci: PciAddress,
+    },
+    /// Unknown restore policy.
+    #[error("restorePolicy {0:?} invalid: value must be \"original\" or \"clean\"")]
+    BadRestorePolicy(String),
     /// The VF has no network interface in the host.
     #[error("the VF {pci} does not have a interface name in the host's network namespace (driver: {}): is it in another pod, or still coming up?", driver.as_deref().unwrap_or("none"))]
     NoNetdev {
@@ -166,18 +223,14 @@ pub enum Error {
         other: String,
     },
     /// The kernel refused an attribute of the VF.
-    #[error("{attribute} of VF {pci} (VF {number} of PF {pf}, driver {driver}): {source}{}", hint.as_ref().map(|h| format!("; {h}")).unwrap_or_default())]
+    #[error("{attribute} of VF {pci} ({place}): {source}{}", hint.as_ref().map(|h| format!("; {h}")).unwrap_or_default())]
     Attribute {
         /// The attribute and its value.
         attribute: String,
         /// The VF.
         pci: PciAddress,
-        /// Its number.
-        number: u32,
-        /// Name of the PF.
-        pf: String,
-        /// Driver of the PF.
-        driver: String,
+        /// Its number, and its PF with its driver.
+        place: String,
         /// The errno.
         source: io::Error,
         /// What to do about it.
@@ -212,6 +265,17 @@ pub enum Error {
         pci: PciAddress,
         /// How long it was waited for.
         waited_ms: u128,
+    },
+    /// The VF is in a namespace that is somebody else's by now.
+    #[error(
+        "VF {pci} is in the network namespace {}, which belongs to somebody else: it is left alone; whoever put it there gives it back",
+        netns.display()
+    )]
+    Foreign {
+        /// The VF.
+        pci: PciAddress,
+        /// The namespace.
+        netns: PathBuf,
     },
     /// Some of the original state could not be put back; all was tried.
     #[error("VF {pci} could not be restored: {}", problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]

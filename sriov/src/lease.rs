@@ -120,17 +120,19 @@ impl Leases {
         // Of a writer that was killed; under the lock there is no other. The next one would replace it.
         let _ = fs::remove_file(self.path(lock.pci).with_extension("tmp"));
         match self.read(lock.pci)? {
-            Lease::Held(holder) if holder.call == call => {
-                let path = self.path(lock.pci);
-                match fs::remove_file(&path) {
-                    Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                        Err(Error::Lease { step: "remove", path, source })
-                    }
-                    _ => Ok(true),
-                }
-            }
+            Lease::Held(holder) if holder.call == call => self.remove(lock).map(|()| true),
             Lease::Held(_) | Lease::None | Lease::Unreadable => Ok(false),
         }
+    }
+
+    /// Whether the VF has a lease that cannot be read: it was torn by a power cut.
+    pub fn is_torn(&self, pci: PciAddress) -> Result<bool, Error> {
+        Ok(matches!(self.read(pci)?, Lease::Unreadable))
+    }
+
+    /// Removes a lease that cannot be read. For one whose VF is known to be nobody's.
+    pub fn forget_torn(&self, lock: &VfLock) -> Result<(), Error> {
+        if self.is_torn(lock.pci)? { self.remove(lock) } else { Ok(()) }
     }
 
     /// Who holds the VF, as the lease says; dead or alive. None also if it cannot be read.
@@ -170,6 +172,16 @@ impl Leases {
 
     fn directory(&self) -> PathBuf {
         self.state.join("vfs")
+    }
+
+    fn remove(&self, lock: &VfLock) -> Result<(), Error> {
+        let path = self.path(lock.pci);
+        match fs::remove_file(&path) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                Err(Error::Lease { step: "remove", path, source })
+            }
+            _ => Ok(()),
+        }
     }
 
     fn path(&self, pci: PciAddress) -> PathBuf {

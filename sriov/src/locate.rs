@@ -36,9 +36,11 @@ impl Patience {
 
 /// Where the interface is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Place {
+pub(crate) enum Place<L> {
     /// In the pod.
     Pod(Link),
+    /// In another namespace than the pod's and the host's.
+    Elsewhere(L, Link),
     /// In the host.
     Host(Link),
     /// Nowhere, and none is to be expected: the device has no kernel driver.
@@ -50,9 +52,8 @@ pub(crate) enum Place {
 /// The interface in one namespace, wherever the names and indexes went. The index is tried first: one message instead
 /// of a dump, and it mostly is still the same.
 pub(crate) async fn in_namespace<L: Links>(links: &L, original: &Original) -> Result<Option<Link>, sandbox::Error> {
-    // Of a VF that another program attached no index is known: 0.
-    if original.index != 0
-        && let Some(link) = links.by_index(original.index).await?
+    if let Some(netdev) = &original.netdev
+        && let Some(link) = links.by_index(netdev.index).await?
         && original.is(&link)
     {
         return Ok(Some(link));
@@ -60,13 +61,15 @@ pub(crate) async fn in_namespace<L: Links>(links: &L, original: &Original) -> Re
     Ok(links.list().await?.into_iter().find(|link| original.is(link)))
 }
 
-/// Looks in the pod, then in the host; waits for it in the host while a dying namespace may still give it back.
+/// Looks in the pod, then in the host. A dying namespace gives it back to the host within a moment; one that somebody
+/// still holds does not, so it is then looked for by `elsewhere`, and awaited in the host if that finds nothing.
 pub(crate) async fn locate<L: Links>(
     host: &L,
     pod: Option<&L>,
     original: &Original,
     sysfs: &Sysfs,
-) -> Result<Place, Error> {
+    elsewhere: impl AsyncFn() -> Result<Option<L>, Error>,
+) -> Result<Place<L>, Error> {
     let kernel = |source| original.kernel(source);
     if let Some(pod) = pod
         && let Some(link) = in_namespace(pod, original).await.map_err(kernel)?
@@ -87,6 +90,7 @@ pub(crate) async fn locate<L: Links>(
     // Subscribe before looking again, so that no arrival falls between the look and the wait.
     host.subscribe().await.map_err(kernel)?;
     let mut patience = Patience::new(ARRIVAL);
+    let mut searched = false;
     loop {
         if let Some(link) = in_namespace(host, original).await.map_err(kernel)? {
             return Ok(Place::Host(link));
@@ -96,6 +100,12 @@ pub(crate) async fn locate<L: Links>(
         }
         if !patience.wait(host).await.map_err(kernel)? {
             return Err(Error::NotBack { pci: original.pci, waited_ms: ARRIVAL.as_millis() });
+        }
+        if !std::mem::replace(&mut searched, true)
+            && let Some(holder) = elsewhere().await?
+            && let Some(link) = in_namespace(&holder, original).await.map_err(kernel)?
+        {
+            return Ok(Place::Elsewhere(holder, link));
         }
     }
 }

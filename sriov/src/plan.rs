@@ -2,7 +2,7 @@
 
 use sandbox::{Link, LinkChange, VfReport, VfSetting};
 
-use crate::Original;
+use crate::original::OriginalNetdev;
 
 /// The settings through the PF (the address apart) that differ from the original. What was not reported then is left
 /// alone, for nobody knows what it was.
@@ -24,7 +24,7 @@ pub(crate) fn pf_settings_back(original: &VfReport, now: &VfReport) -> Vec<VfSet
 }
 
 /// The properties of the interface (name, alternative names, address and up/down apart) that differ.
-pub(crate) fn link_changes_back(original: &Original, now: &Link) -> Vec<LinkChange> {
+pub(crate) fn link_changes_back(original: &OriginalNetdev, now: &Link) -> Vec<LinkChange> {
     let mut changes = Vec::new();
     if now.mtu != original.mtu {
         changes.push(LinkChange::Mtu(original.mtu));
@@ -45,7 +45,7 @@ pub(crate) fn link_changes_back(original: &Original, now: &Link) -> Vec<LinkChan
 }
 
 /// Alternative names to delete and to add.
-pub(crate) fn altnames_back<'a>(original: &'a Original, now: &'a Link) -> (Vec<&'a str>, Vec<&'a str>) {
+pub(crate) fn altnames_back<'a>(original: &'a OriginalNetdev, now: &'a Link) -> (Vec<&'a str>, Vec<&'a str>) {
     let only_in = |these: &'a [String], those: &'a [String]| -> Vec<&'a str> {
         these.iter().filter(|name| !those.contains(name)).map(String::as_str).collect()
     };

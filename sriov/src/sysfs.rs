@@ -9,6 +9,9 @@ use crate::{Error, PciAddress};
 /// Drivers that hand a device to a program in user space; it has no interface then.
 const USERSPACE: [&str; 3] = ["vfio-pci", "uio_pci_generic", "igb_uio"];
 
+/// PCI_BASE_CLASS_NETWORK.
+const NETWORK_CLASS: &str = "0x02";
+
 /// A tree of sysfs; `/sys` on a node.
 #[derive(Debug, Clone)]
 pub struct Sysfs {
@@ -30,20 +33,27 @@ pub struct Netdev {
 pub struct VfDevice {
     /// Its address.
     pub pci: PciAddress,
-    /// Its PF's address.
-    pub pf: PciAddress,
-    /// N of the PF's `virtfnN`: the number that netlink uses.
-    pub number: u32,
-    /// How many VFs the PF has (sriov_numvfs).
-    pub numvfs: u32,
-    /// Driver of the VF.
+    /// Its driver.
     pub driver: Option<String>,
-    /// Driver of the PF.
-    pub pf_driver: Option<String>,
-    /// The VF's interface, while it is in the host.
+    /// Its interface, while it is in the host.
     pub netdev: Option<Netdev>,
-    /// The PF's interfaces: none if it is in another namespace; in switchdev mode representors are left out.
-    pub pf_netdevs: Vec<Netdev>,
+    /// Its PF; none if that is not in this machine: a VM that was given VFs.
+    pub pf: Option<PfDevice>,
+}
+
+/// The PF of a VF as sysfs shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PfDevice {
+    /// Its address.
+    pub pci: PciAddress,
+    /// N of its `virtfnN` that is the VF: the number that netlink uses.
+    pub number: u32,
+    /// How many VFs it has (sriov_numvfs).
+    pub numvfs: u32,
+    /// Its driver.
+    pub driver: Option<String>,
+    /// Its interfaces: none if they are in another namespace; in switchdev mode representors are left out.
+    pub netdevs: Vec<Netdev>,
 }
 
 impl VfDevice {
@@ -51,12 +61,14 @@ impl VfDevice {
     pub fn userspace_driver(&self) -> Option<&str> {
         self.driver.as_deref().filter(|driver| USERSPACE.contains(driver))
     }
+}
 
-    /// The PF's one interface.
-    pub fn pf_netdev(&self) -> Result<&Netdev, Error> {
-        let why = match self.pf_netdevs.as_slice() {
+impl PfDevice {
+    /// Its one interface; `vf` is for the message.
+    pub fn netdev(&self, vf: PciAddress) -> Result<&Netdev, Error> {
+        let why = match self.netdevs.as_slice() {
             [one] => return Ok(one),
-            [] => match &self.pf_driver {
+            [] => match &self.driver {
                 None => " (it has no driver)".to_owned(),
                 Some(driver) => format!(" (driver {driver}): is it in another namespace?"),
             },
@@ -65,12 +77,12 @@ impl VfDevice {
                 format!(", or rather several: {}", names.join(", "))
             }
         };
-        Err(Error::NoPf { pci: self.pci, pf: self.pf, why })
+        Err(Error::NoPf { pci: vf, pf: self.pci, why })
     }
 }
 
 impl Sysfs {
-    fn device(&self, pci: PciAddress) -> PathBuf {
+    pub(crate) fn device(&self, pci: PciAddress) -> PathBuf {
         self.root.join("bus/pci/devices").join(pci.to_string())
     }
 
@@ -86,19 +98,25 @@ impl Sysfs {
         if !self.is_present(pci) {
             return Err(Error::NotPresent { pci, path: device });
         }
-        let Some(pf) = link_target(&device.join("physfn"))? else { return Err(Error::NotAVf { pci }) };
-        let pf = PciAddress::try_from(pf.as_str())?;
-        let pf_device = self.device(pf);
-        let number = self.number(pci, pf)?;
-        Ok(VfDevice {
+        let pf = match link_target(&device.join("physfn"))? {
+            Some(pf) => Some(self.pf(pci, PciAddress::try_from(pf.as_str())?)?),
+            None => {
+                self.refuse_what_is_no_vf(pci)?;
+                None
+            }
+        };
+        let driver = link_target(&device.join("driver"))?;
+        Ok(VfDevice { pci, driver, netdev: netdevs(&device.join("net"))?.into_iter().next(), pf })
+    }
+
+    fn pf(&self, vf: PciAddress, pci: PciAddress) -> Result<PfDevice, Error> {
+        let device = self.device(pci);
+        Ok(PfDevice {
             pci,
-            pf,
-            number,
-            numvfs: read_number(&pf_device.join("sriov_numvfs"))?,
+            number: self.number(vf, pci)?,
+            numvfs: read_number(&device.join("sriov_numvfs"))?,
             driver: link_target(&device.join("driver"))?,
-            pf_driver: link_target(&pf_device.join("driver"))?,
-            netdev: netdevs(&device.join("net"))?.into_iter().next(),
-            pf_netdevs: pf_netdevs(&pf_device.join("net"))?,
+            netdevs: pf_netdevs(&device.join("net"))?,
         })
     }
 
@@ -107,6 +125,27 @@ impl Sysfs {
         let names = names_in(&self.root.join("bus/pci/devices"))?;
         let devices = names.iter().filter_map(|name| PciAddress::try_from(name.as_str()).ok());
         Ok(devices.filter(|device| self.device(*device).join("physfn").is_symlink()).collect())
+    }
+
+    /// A network function without a PF is a VF that was given to this machine, or a whole NIC, which looks the same;
+    /// one that can have VFs is no VF.
+    fn refuse_what_is_no_vf(&self, pci: PciAddress) -> Result<(), Error> {
+        let not_a_vf = |why: String| Err(Error::NotAVf { pci, why });
+        if fs::exists(self.device(pci).join("sriov_totalvfs")).unwrap_or(true) {
+            return not_a_vf("it can have VFs of its own (sriov_totalvfs), so it is a PF".to_owned());
+        }
+        let class = self.class(pci)?;
+        if !class.starts_with(NETWORK_CLASS) {
+            return not_a_vf(format!("it is no network device (class {class})"));
+        }
+        Ok(())
+    }
+
+    /// The class of a device in hexadecimal: base class, sub-class and interface (pci_ids.h).
+    pub(crate) fn class(&self, pci: PciAddress) -> Result<String, Error> {
+        let path = self.device(pci).join("class");
+        let text = fs::read_to_string(&path).map_err(|source| Error::Sysfs { step: "read", path, source })?;
+        Ok(text.trim().to_owned())
     }
 
     /// The N for which the PF's virtfnN is this VF.
@@ -125,7 +164,7 @@ impl Sysfs {
 }
 
 /// Last component of a symbolic link's target; none if there is no link.
-fn link_target(path: &Path) -> Result<Option<String>, Error> {
+pub(crate) fn link_target(path: &Path) -> Result<Option<String>, Error> {
     match fs::read_link(path) {
         Ok(target) => Ok(target.file_name().map(|name| name.to_string_lossy().into_owned())),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -134,7 +173,7 @@ fn link_target(path: &Path) -> Result<Option<String>, Error> {
 }
 
 /// The names in a directory, sorted; none if there is no directory.
-fn names_in(path: &Path) -> Result<Vec<String>, Error> {
+pub(crate) fn names_in(path: &Path) -> Result<Vec<String>, Error> {
     let failed = |source| Error::Sysfs { step: "list", path: path.to_owned(), source };
     let entries = match fs::read_dir(path) {
         Ok(entries) => entries,
@@ -200,6 +239,7 @@ mod tests {
         fs::create_dir_all(pf.join("net/eth0")).unwrap();
         fs::write(pf.join("net/eth0/ifindex"), "4\n").unwrap();
         fs::write(pf.join("sriov_numvfs"), "3\n").unwrap();
+        fs::write(pf.join("sriov_totalvfs"), "7\n").unwrap();
         symlink("../../../bus/pci/drivers/igb", pf.join("driver")).unwrap();
         for (number, function) in [0, 2, 4].into_iter().enumerate() {
             let vf = sysfs.device(pci(&format!("0000:01:10.{function}")));
@@ -220,10 +260,11 @@ mod tests {
     fn a_vf_is_found_with_its_pf_number_drivers_and_names() {
         let (_dir, sysfs) = tree();
         let vf = sysfs.vf(pci("0000:01:10.4")).unwrap();
-        assert_eq!((vf.pf, vf.number, vf.numvfs), (pci("0000:01:00.0"), 2, 3));
-        assert_eq!((vf.driver.as_deref(), vf.pf_driver.as_deref()), (Some("igbvf"), Some("igb")));
+        let pf = vf.pf.as_ref().unwrap();
+        assert_eq!((pf.pci, pf.number, pf.numvfs), (pci("0000:01:00.0"), 2, 3));
+        assert_eq!((vf.driver.as_deref(), pf.driver.as_deref()), (Some("igbvf"), Some("igb")));
         assert_eq!(vf.netdev, Some(Netdev { name: "eth3".into(), index: 7 }));
-        assert_eq!(vf.pf_netdev().unwrap(), &Netdev { name: "eth0".into(), index: 4 });
+        assert_eq!(pf.netdev(vf.pci).unwrap(), &Netdev { name: "eth0".into(), index: 4 });
         assert_eq!(vf.userspace_driver(), None);
         let all: Vec<String> = sysfs.vfs().unwrap().iter().map(ToString::to_string).collect();
         assert_eq!(all, ["0000:01:10.0", "0000:01:10.2", "0000:01:10.4"]);
@@ -235,9 +276,18 @@ mod tests {
         let missing = pci("0000:09:00.0");
         assert!(matches!(sysfs.vf(missing), Err(Error::NotPresent { pci, .. }) if pci == missing));
         let pf = pci("0000:01:00.0");
-        let error = sysfs.vf(pf).unwrap_err();
-        assert!(matches!(error, Error::NotAVf { pci } if pci == pf));
-        assert!(error.to_string().starts_with("device 0000:01:00.0 is no virtual function: no physfn"));
+        let refused = |pci| match sysfs.vf(pci) {
+            Err(error @ Error::NotAVf { .. }) => error.to_string(),
+            other => panic!("{other:?}"),
+        };
+        let text = "device 0000:01:00.0 is no virtual function: no physfn, and it can have VFs of its own (sriov_totalvfs), \
+                    so it is a PF; give the PCI address of a VF";
+        assert_eq!(refused(pf), text);
+        let disk = pci("0000:02:00.0");
+        fs::create_dir(sysfs.device(disk)).unwrap();
+        assert!(matches!(sysfs.vf(disk), Err(Error::Sysfs { path, .. }) if path.ends_with("0000:02:00.0/class")));
+        fs::write(sysfs.device(disk).join("class"), "0x010802\n").unwrap();
+        assert!(refused(disk).contains("no physfn, and it is no network device (class 0x010802)"));
         fs::remove_file(sysfs.device(pf).join("virtfn1")).unwrap();
         let lost = pci("0000:01:10.2");
         assert!(matches!(sysfs.vf(lost), Err(Error::NoVfNumber { pci, pf: of }) if (pci, of) == (lost, pf)));
@@ -253,15 +303,28 @@ mod tests {
             fs::write(net.join(name).join("phys_port_name"), port).unwrap();
         }
         let vf = sysfs.vf(pci("0000:01:10.0")).unwrap();
-        assert_eq!(vf.pf_netdev().unwrap().name, "eth0");
+        assert_eq!(vf.pf.unwrap().netdev(vf.pci).unwrap().name, "eth0");
         fs::create_dir_all(net.join("eth9")).unwrap();
         fs::write(net.join("eth9/ifindex"), "40").unwrap();
         let vf = sysfs.vf(pci("0000:01:10.0")).unwrap();
-        assert!(matches!(vf.pf_netdev(), Err(Error::NoPf { why, .. }) if why.contains("eth0, eth9")));
+        assert!(matches!(vf.pf.unwrap().netdev(vf.pci), Err(Error::NoPf { why, .. }) if why.contains("eth0, eth9")));
         fs::remove_dir_all(&net).unwrap();
         fs::create_dir(&net).unwrap();
         let vf = sysfs.vf(pci("0000:01:10.0")).unwrap();
-        assert!(matches!(vf.pf_netdev(), Err(Error::NoPf { why, .. }) if why.contains("another namespace")));
+        assert!(
+            matches!(vf.pf.unwrap().netdev(vf.pci), Err(Error::NoPf { why, .. }) if why.contains("another namespace"))
+        );
+    }
+
+    #[test]
+    fn a_network_device_without_physfn_is_a_vf_whose_pf_is_elsewhere() {
+        let (_dir, sysfs) = tree();
+        let vf = sysfs.device(pci("0000:01:10.0"));
+        fs::remove_file(vf.join("physfn")).unwrap();
+        fs::write(vf.join("class"), "0x020000\n").unwrap();
+        let found = sysfs.vf(pci("0000:01:10.0")).unwrap();
+        assert_eq!((found.pf, found.driver.as_deref()), (None, Some("igbvf")));
+        assert_eq!(found.netdev.unwrap().name, "eth1");
     }
 
     #[test]

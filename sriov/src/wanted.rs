@@ -34,6 +34,12 @@ pub struct RawVf {
     pub link_state: Option<String>,
     /// In bytes. sriov-cni ignores it.
     pub mtu: Option<i64>,
+    /// `original` or `clean`. Not one of sriov-cni's.
+    #[serde(rename = "restorePolicy")]
+    pub restore_policy: Option<String>,
+    /// An interface for a VF that has none. Not one of sriov-cni's.
+    #[serde(rename = "dummyInterface")]
+    pub dummy_interface: Option<bool>,
 }
 
 impl RawVf {
@@ -51,6 +57,8 @@ impl RawVf {
             "max_tx_rate",
             "link_state",
             "mtu",
+            "restorePolicy",
+            "dummyInterface",
         ]
     }
 }
@@ -62,6 +70,17 @@ pub struct Rate {
     pub min: u32,
     /// Limit.
     pub max: u32,
+}
+
+/// The state in which a VF is given back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum RestorePolicy {
+    /// As it was found.
+    #[default]
+    Original,
+    /// As nobody has ever touched it: no VLAN, spoof check on, no trust, no limits, link as the PF's, no administrative
+    /// address, neither promiscuous nor with an alias.
+    Clean,
 }
 
 /// What is asked of a VF. What is `None` is left as it is found.
@@ -81,6 +100,10 @@ pub struct Wanted {
     pub link_state: Option<LinkState>,
     /// In bytes.
     pub mtu: Option<u32>,
+    /// The state to give it back in.
+    pub restore_policy: RestorePolicy,
+    /// For a VF that is bound to a driver for user space: an interface in the pod that carries its address.
+    pub dummy_interface: bool,
 }
 
 impl TryFrom<&RawVf> for Wanted {
@@ -95,6 +118,8 @@ impl TryFrom<&RawVf> for Wanted {
             rate: rate(raw)?,
             link_state: link_state(raw.link_state.as_deref())?,
             mtu: mtu(raw.mtu)?,
+            restore_policy: restore_policy(raw.restore_policy.as_deref())?,
+            dummy_interface: raw.dummy_interface.unwrap_or(false),
         })
     }
 }
@@ -186,6 +211,14 @@ fn link_state(text: Option<&str>) -> Result<Option<LinkState>, Error> {
     }
 }
 
+fn restore_policy(text: Option<&str>) -> Result<RestorePolicy, Error> {
+    match text {
+        None | Some("" | "original") => Ok(RestorePolicy::Original),
+        Some("clean") => Ok(RestorePolicy::Clean),
+        Some(other) => Err(Error::BadRestorePolicy(other.to_owned())),
+    }
+}
+
 fn mtu(value: Option<i64>) -> Result<Option<u32>, Error> {
     // sriov-cni's own state had `MTU` 0 for "as it is".
     let Some(value) = value.filter(|value| *value != 0) else { return Ok(None) };
@@ -204,7 +237,8 @@ mod tests {
     #[test]
     fn every_key_arrives() {
         let all = r#"{"deviceID":"0000:01:10.0","vlan":100,"vlanQoS":3,"vlanProto":"802.1AD","mac":"52:54:00:AA:00:09",
-            "spoofchk":"off","trust":"on","min_tx_rate":10,"max_tx_rate":200,"link_state":"enable","mtu":9000,"type":"x"}"#;
+            "spoofchk":"off","trust":"on","min_tx_rate":10,"max_tx_rate":200,"link_state":"enable","mtu":9000,
+            "restorePolicy":"clean","dummyInterface":true,"type":"x"}"#;
         let expected = Wanted {
             mac: Some(MacAddr([0x52, 0x54, 0, 0xaa, 0, 9])),
             vlan: Some(VfVlan { id: 100, qos: 3, proto: VlanProto::Dot1Ad }),
@@ -213,6 +247,8 @@ mod tests {
             rate: Some(Rate { min: 10, max: 200 }),
             link_state: Some(LinkState::Enable),
             mtu: Some(9000),
+            restore_policy: RestorePolicy::Clean,
+            dummy_interface: true,
         };
         assert_eq!(wanted(all).unwrap(), expected);
         let object: serde_json::Map<String, serde_json::Value> = serde_json::from_str(all).unwrap();
@@ -240,6 +276,10 @@ mod tests {
             (r#"{"vlan":0,"vlanProto":"802.1ad"}"#, "non-zero vlan id must be configured to set vlan proto 802.1ad"),
             (r#"{"mac":"zz"}"#, "failed to parse MAC address zz"),
             (r#"{"link_state":"up"}"#, "invalid link_state value: up"),
+            (
+                r#"{"restorePolicy":"Clean"}"#,
+                "restorePolicy \"Clean\" invalid: value must be \"original\" or \"clean\"",
+            ),
         ] {
             assert_eq!(wanted(json).unwrap_err().to_string(), text, "{json}");
         }

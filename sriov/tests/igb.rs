@@ -103,7 +103,9 @@ fn table(number: usize) -> Value {
 
 async fn give(number: u8, wanted: &Wanted, host: &Rtnl, pod: &Rtnl) -> Original {
     let original = find(&sysfs(), host, vf(number), wanted).await.unwrap();
-    let attached = attach(host, pod, &original, wanted, &net1()).await.unwrap_or_else(|error| panic!("{error}"));
+    let attached = attach(host, pod, &original, wanted, &net1(), Some("default/p"))
+        .await
+        .unwrap_or_else(|error| panic!("{error}"));
     let net = format!("10.77.0.{}/24", number + 1).parse().unwrap();
     configure(pod, &attached.link, &[NewAddress { net, dad: Dad::Skip }], &[] as &[IpAddr], &[]).await.unwrap();
     original
@@ -127,6 +129,7 @@ fn every_attribute_is_in_the_pfs_own_report_and_is_back_afterwards() {
             rate: Some(Rate { min: 0, max: 200 }),
             link_state: None,
             mtu: Some(9000),
+            ..Wanted::default()
         };
         let original = give(1, &wanted, &host, &pod).await;
         let row = table(1);
@@ -139,14 +142,17 @@ fn every_attribute_is_in_the_pfs_own_report_and_is_back_afterwards() {
         assert_eq!((&row["spoofchk"], &row["trust"]), (&Value::Bool(false), &Value::Bool(true)), "{row}");
         let shown: Value = serde_json::from_str(&ok("ip -n pod1 -j -d link show net1")).unwrap();
         assert_eq!((&shown[0]["address"], &shown[0]["mtu"]), (&"02:00:00:00:00:42".into(), &9000.into()));
+        assert_eq!(shown[0]["ifalias"], "default/p");
         assert_eq!(shown[0]["parentdev"], vf(1).to_string());
         restore(&host, Some(&pod), &original, &sysfs()).await.unwrap();
         assert_same(&before);
         restore(&host, Some(&pod), &original, &sysfs()).await.unwrap();
         assert_same(&before);
         // Not locked: the VF may set its own address, and have its own again.
-        host.change(original.index, &[LinkChange::Mac(MAC)]).await.unwrap();
-        host.change(original.index, &[LinkChange::Mac(original.mac)]).await.unwrap();
+        host.change(original.interface().unwrap().index, &[LinkChange::Mac(MAC)]).await.unwrap();
+        host.change(original.interface().unwrap().index, &[LinkChange::Mac(original.interface().unwrap().mac)])
+            .await
+            .unwrap();
         assert_same(&before);
     });
 }
@@ -176,7 +182,7 @@ fn what_igb_cannot_do_is_named_and_leaves_nothing_behind() {
         ];
         for (wanted, text) in cases {
             let original = find(&sysfs(), &host, vf(2), &wanted).await.unwrap();
-            let error = attach(&host, &pod, &original, &wanted, &net1()).await.unwrap_err();
+            let error = attach(&host, &pod, &original, &wanted, &net1(), None).await.unwrap_err();
             assert!(matches!(error, Error::Attribute { .. }), "{error:?}");
             assert!(error.to_string().starts_with(&text), "{error}");
             restore(&host, Some(&pod), &original, &sysfs()).await.unwrap();
@@ -224,6 +230,48 @@ fn a_vf_comes_back_from_a_namespace_that_died() {
             give(5, &wanted, &host, &pod).await
         };
         restore(&host, None, &original, &sysfs()).await.unwrap();
+        assert_same(&before);
+    });
+}
+
+#[test]
+fn a_vf_is_found_in_whatever_namespace_it_is() {
+    run(async {
+        let before = host_links();
+        let host = host();
+        let device = vf(2).to_string();
+        let place = async || {
+            let found = sandbox::namespace_of_device(&device).await;
+            let listed: Vec<Netns> = sandbox::namespaces().collect();
+            found.unwrap_or_else(|| panic!("the VF is in none of {listed:#?}"))
+        };
+        assert!(place().await.same_as(host.netns()));
+        let (named, pod) = Pod::new("pod1");
+        let original = give(2, &Wanted::default(), &host, &pod).await;
+        assert!(place().await.same_as(pod.netns()));
+        assert_eq!(place().await.path().to_str(), Some("/run/netns/pod1"), "the mount is the cheapest to find");
+        // The mount is gone, and a process lives on inside.
+        let mut inside = Command::new("ip").args(["netns", "exec", "pod1", "sleep", "60"]).spawn().unwrap();
+        let home = format!("/proc/{}/ns/net", inside.id());
+        while !Netns::open(&home).unwrap().same_as(pod.netns()) {
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
+        drop(named);
+        let found = place().await;
+        assert!(found.same_as(pod.netns()));
+        assert_eq!(found.path().to_str(), Some(home.as_str()));
+        // Only an open descriptor is left.
+        let held = pod.netns().clone();
+        drop(found);
+        drop(pod);
+        inside.kill().unwrap();
+        inside.wait().unwrap();
+        let found = place().await;
+        assert!(found.same_as(&held));
+        assert!(found.path().starts_with("/proc") && found.path().to_string_lossy().contains("/fd/"), "{found:?}");
+        let pod = Rtnl::open(&found).unwrap();
+        restore(&host, Some(&pod), &original, &sysfs()).await.unwrap();
+        assert!(place().await.same_as(host.netns()));
         assert_same(&before);
     });
 }

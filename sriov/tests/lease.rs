@@ -113,9 +113,15 @@ fn nothing_survives_a_reboot_or_a_torn_file() {
         before.acquire(&lock, &a).unwrap();
         let b = owner("call-b", &dir.path().join("ns-b"), "boot-2");
         assert_eq!(after.acquire(&lock, &b).unwrap(), Standing::Abandoned(Some(a)));
+        after.forget_torn(&lock).unwrap();
+        assert_eq!(after.list().unwrap(), [vf()], "it can be read");
         fs::write(dir.path().join("state/vfs/0000:01:10.2.json"), "{\"call\":").unwrap();
         assert_eq!(after.acquire(&lock, &b).unwrap(), Standing::Abandoned(None));
         assert!(!after.release(&lock, "call-a").unwrap());
+        assert!(after.is_torn(vf()).unwrap());
+        after.forget_torn(&lock).unwrap();
+        assert!(!after.is_torn(vf()).unwrap());
+        assert_eq!(after.acquire(&lock, &b).unwrap(), Standing::Free);
     });
 }
 

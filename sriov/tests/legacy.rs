@@ -88,10 +88,11 @@ impl Node {
             rate: Some(Rate { min: 0, max: 200 }),
             link_state: None,
             mtu: Some(9000),
+            ..Wanted::default()
         };
         let pci = PciAddress::try_from("0000:01:10.0").unwrap();
         let original = find(&self.sysfs, &self.host, pci, &wanted).await.unwrap();
-        attach(&self.host, &self.pod, &original, &wanted, &net1()).await.unwrap();
+        attach(&self.host, &self.pod, &original, &wanted, &net1(), None).await.unwrap();
         assert_eq!(self.kernel.vf(0).unwrap().mac, Some(MAC));
         let cached = files.cached("c", "net1").unwrap().unwrap();
         assert_eq!(cached.device_id, "0000:01:10.0");
@@ -99,7 +100,8 @@ impl Node {
     }
 
     async fn give_back(&self, cached: &Cached, pod: bool) -> Result<(), Error> {
-        release_cached(&self.host, pod.then_some(&self.pod), cached, &net1(), &self.sysfs).await
+        let pod = pod.then_some(&self.pod);
+        release_cached(&self.host, pod, (cached, &net1()), &self.sysfs, async || Ok(None)).await
     }
 }
 

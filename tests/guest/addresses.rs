@@ -1,5 +1,12 @@
 //! Where the addresses of a VF come from, what the pod asked for, the default route, and plugins chained after the VF.
 
+use std::{
+    io::{BufRead as _, BufReader},
+    process::{Child, Command, Stdio},
+    sync::mpsc,
+    time::Duration,
+};
+
 use serde_json::{Value, json};
 
 use crate::{
@@ -178,5 +185,84 @@ fn plugins_chained_after_the_vf_are_undone_before_it() {
     assert_eq!(told["interfaces"][0]["sandbox"], netns);
     node.del("p", &netns);
     assert_eq!(recorder.take(), ["ADD watcher net1", "DEL watcher net1"]);
+    node.assert_as_before();
+}
+
+/// tcpdump on an interface of the host, from the moment it listens.
+struct Wire {
+    tcpdump: Child,
+    lines: mpsc::Receiver<String>,
+}
+
+impl Wire {
+    fn tap(interface: &str) -> Self {
+        let filter = "arp or (icmp6 and ip6[40] = 136)";
+        let mut tcpdump = Command::new("tcpdump")
+            .args(["-p", "-l", "-nn", "-e", "-v", "-i", interface, filter])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("tcpdump");
+        let mut ready = BufReader::new(tcpdump.stderr.take().unwrap()).lines();
+        assert!(ready.any(|line| line.unwrap().contains("listening on")));
+        // It goes on reading, or tcpdump would be stopped by a full pipe.
+        std::thread::spawn(move || ready.for_each(drop));
+        let out = BufReader::new(tcpdump.stdout.take().unwrap());
+        let (sender, lines) = mpsc::channel();
+        std::thread::spawn(move || out.lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
+        Self { tcpdump, lines }
+    }
+
+    /// What is seen until a text has come; panics when it does not come.
+    fn until(&self, text: &str) -> String {
+        let mut seen = String::new();
+        while !seen.contains(text) {
+            let line = self.lines.recv_timeout(Duration::from_secs(10));
+            let line = line.unwrap_or_else(|_| panic!("{text:?} has not come: {seen}"));
+            seen.extend([line.as_str(), "\n"]);
+        }
+        seen
+    }
+}
+
+impl Drop for Wire {
+    fn drop(&mut self) {
+        let _ = self.tcpdump.kill();
+        let _ = self.tcpdump.wait();
+    }
+}
+
+#[test]
+fn neighbours_are_told_of_the_addresses_which_are_usable_at_once() {
+    let node = Node::new();
+    for (network, v4, v6) in [("net-a", "10.15.0.7/24", "fd00:15::7/64"), ("net-b", "10.15.0.8/24", "fd00:15::8/64")] {
+        let addresses = json!([{"address": v4}, {"address": v6}]);
+        let config =
+            json!({"cniVersion": "1.0.0", "type": "sriov", "ipam": {"type": "static", "addresses": addresses}});
+        node.network(network, "bed.test/vf", &config);
+    }
+    let devices = [("bed.test/vf", &node.a[3]), ("bed.test/vf", &node.a[4])];
+    let netns = node.pod("p", "net-a,net-b", &devices);
+    // The far end of the cable.
+    let wire = Wire::tap(&node.b[0].pf);
+    node.add("p", &netns);
+    for (interface, address) in [("net1", "fd00:15::7"), ("net2", "fd00:15::8")] {
+        let net = Interface::find(&netns, interface).unwrap();
+        let infos = net.link["addr_info"].as_array().unwrap();
+        let info = infos.iter().find(|info| info["local"] == address).unwrap();
+        assert_eq!((&info["tentative"], &info["dadfailed"]), (&Value::Null, &Value::Null), "{info}");
+    }
+    // In the order in which they are sent: the two attachments one after the other.
+    for (vf, v4, v6) in [(&node.a[3], "10.15.0.7", "fd00:15::7"), (&node.a[4], "10.15.0.8", "fd00:15::8")] {
+        let arp = wire.until(&format!("Request who-has {v4} tell {v4}"));
+        assert!(arp.contains(&format!("{} > ff:ff:ff:ff:ff:ff", vf.mac)), "{arp}");
+        let advertised = wire.until(&format!("tgt is {v6}, Flags [override]"));
+        let told = wire.until(&format!("destination link-address option (2), length 8 (1): {}", vf.mac));
+        let seen = format!("{advertised}{told}");
+        assert!(seen.contains(&format!("{} > 33:33:00:00:00:01", vf.mac)) && seen.contains("hlim 255"), "{seen}");
+        assert!(seen.contains(&format!("{v6} > ff02::1")), "{seen}");
+    }
+    drop(wire);
+    node.del("p", &netns);
     node.assert_as_before();
 }

@@ -8,9 +8,17 @@ mod harness;
 
 mod addresses;
 mod attributes;
+mod budget;
+mod comparison;
+mod concurrency;
+mod crash;
 mod deletion;
 mod face;
+mod kinds;
 mod node;
+mod ownership;
 mod pods;
+mod random;
 mod refusals;
 mod takeover;
+mod tracer;

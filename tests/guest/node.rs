@@ -1,10 +1,10 @@
 //! The machine as a node: its VFs, the devices that kubelet gave out, and what its links looked like before.
 
 use std::{
-    cell::RefCell,
     collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
+    sync::Mutex,
     thread::sleep,
     time::{Duration, Instant},
 };
@@ -50,7 +50,7 @@ pub(crate) struct Node {
     /// The VFs of the second port.
     pub(crate) b: Vec<Vf>,
     /// By pod: resource and device.
-    given: RefCell<BTreeMap<String, Vec<(String, String)>>>,
+    given: Mutex<BTreeMap<String, Vec<(String, String)>>>,
     before: Vec<Value>,
 }
 
@@ -66,11 +66,21 @@ impl Node {
                 let _ = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
             }
         }
+        Self::as_found()
+    }
+
+    /// The node with what is in its files.
+    pub(crate) fn as_found() -> Self {
         let world = World::on_this_machine();
         let conf = world.conf(&world.bridge_primary());
         let (a, b) = (vfs("A"), vfs("B"));
         let before = host_links();
-        Self { world, conf, a, b, given: RefCell::default(), before }
+        Self { world, conf, a, b, given: Mutex::default(), before }
+    }
+
+    /// What [`Self::assert_as_before`] compares with is what there is now.
+    pub(crate) fn look_again(&mut self) {
+        self.before = host_links();
     }
 
     /// Writes a definition whose devices are of a resource.
@@ -88,26 +98,23 @@ impl Node {
     /// The same with device IDs, which may be anything.
     pub(crate) fn pod_with(&self, name: &str, networks: &str, devices: &[(&str, &str)]) -> String {
         self.world.pod(name, networks);
-        let devices = devices.iter().map(|(resource, id)| ((*resource).to_owned(), (*id).to_owned())).collect();
-        self.given.borrow_mut().insert(name.to_owned(), devices);
-        self.write_checkpoint();
+        self.give(name, devices);
         self.world.netns()
     }
 
-    /// As kubelet writes it (`pkg/kubelet/cm/devicemanager/checkpoint`).
-    fn write_checkpoint(&self) {
-        let given = self.given.borrow();
-        let entries: Vec<Value> = given
-            .iter()
-            .flat_map(|(pod, devices)| devices.iter().map(move |device| (pod, device)))
-            .map(|(pod, (resource, id))| {
-                json!({"PodUID": format!("uid-{pod}"), "ContainerName": "c", "ResourceName": resource,
-                       "DeviceIDs": {"-1": [id]}, "AllocResp": ""})
-            })
-            .collect();
-        let text = json!({"Data": {"PodDeviceEntries": entries, "RegisteredDevices": {}}, "Checksum": 1}).to_string();
-        fs::create_dir_all(Path::new(CHECKPOINT).parent().unwrap()).unwrap();
-        fs::write(CHECKPOINT, text).unwrap();
+    /// Kubelet gives devices to a pod.
+    pub(crate) fn give(&self, pod: &str, devices: &[(&str, &str)]) {
+        let devices = devices.iter().map(|(resource, id)| ((*resource).to_owned(), (*id).to_owned())).collect();
+        let mut given = self.given.lock().unwrap();
+        given.insert(pod.to_owned(), devices);
+        write_checkpoint(&given);
+    }
+
+    /// Kubelet takes back what it gave to a pod: it is gone from its point of view, whatever the runtime still has.
+    pub(crate) fn take_devices(&self, pod: &str) {
+        let mut given = self.given.lock().unwrap();
+        given.remove(pod);
+        write_checkpoint(&given);
     }
 
     /// A call for a pod, whose container has its name.
@@ -123,6 +130,14 @@ impl Node {
     /// Detaches a pod.
     pub(crate) fn del(&self, pod: &str, netns: &str) {
         self.call("DEL", pod, netns).ok();
+    }
+
+    /// CHECK of pod `p` with one network fails, and says this and nothing more.
+    #[track_caller]
+    pub(crate) fn differs(&self, netns: &str, network: &str, expected: &str) {
+        let text = self.call("CHECK", "p", netns).fails(101);
+        let expected = format!("default/{network} as net1: {expected}");
+        assert_eq!(text.split("; ").next(), Some(expected.as_str()), "{text}");
     }
 
     /// The entry of network-status for an interface of a pod.
@@ -144,6 +159,23 @@ impl Node {
         assert_same(&self.before, &host_links());
         self.world.assert_clean();
     }
+}
+
+/// As kubelet writes it (`pkg/kubelet/cm/devicemanager/checkpoint`): never seen half.
+fn write_checkpoint(given: &BTreeMap<String, Vec<(String, String)>>) {
+    let entries: Vec<Value> = given
+        .iter()
+        .flat_map(|(pod, devices)| devices.iter().map(move |device| (pod, device)))
+        .map(|(pod, (resource, id))| {
+            json!({"PodUID": format!("uid-{pod}"), "ContainerName": "c", "ResourceName": resource,
+                   "DeviceIDs": {"-1": [id]}, "AllocResp": ""})
+        })
+        .collect();
+    let text = json!({"Data": {"PodDeviceEntries": entries, "RegisteredDevices": {}}, "Checksum": 1}).to_string();
+    fs::create_dir_all(Path::new(CHECKPOINT).parent().unwrap()).unwrap();
+    let draft = format!("{CHECKPOINT}.draft");
+    fs::write(&draft, text).unwrap();
+    fs::rename(draft, CHECKPOINT).unwrap();
 }
 
 /// Whether something comes true within ten seconds.
@@ -222,4 +254,16 @@ fn assert_same(before: &[Value], now: &[Value]) {
         }
     }
     assert!(differences.is_empty(), "{}", differences.join("\n"));
+}
+
+/// A configuration of `sriov` with these keys.
+pub(crate) fn sriov(more: &Value) -> Value {
+    let mut conf = json!({"cniVersion": "1.0.0", "type": "sriov"});
+    conf.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    conf
+}
+
+/// A pool of addresses with a gateway and a route.
+pub(crate) fn pool() -> Value {
+    json!({"type": "host-local", "subnet": "10.11.0.0/24", "gateway": "10.11.0.1", "routes": [{"dst": "10.12.0.0/16"}]})
 }

@@ -88,8 +88,15 @@ impl Call {
 
     /// Starts it and leaves it running.
     pub fn start(self) -> Child {
+        let mut child = self.start_unfed();
+        self.feed(&mut child);
+        child
+    }
+
+    /// Starts it; it waits for its stdin, which [`Call::feed`] gives.
+    pub fn start_unfed(&self) -> Child {
         let mut words = self.wrapper.iter().map(String::as_str).chain([self.program.to_str().expect("text")]);
-        let mut child = Command::new(words.next().expect("a program"))
+        Command::new(words.next().expect("a program"))
             .args(words)
             .env_clear()
             .env("PATH", std::env::var("PATH").unwrap_or_default())
@@ -98,11 +105,14 @@ impl Call {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
-            .unwrap_or_else(|error| panic!("{}: {error}", self.program.display()));
+            .unwrap_or_else(|error| panic!("{}: {error}", self.program.display()))
+    }
+
+    /// Gives a started one its stdin.
+    pub fn feed(&self, child: &mut Child) {
         let mut stdin = child.stdin.take().expect("piped");
         // VERSION does not read it.
         let _ = stdin.write_all(self.stdin.as_bytes());
-        child
     }
 
     /// Runs it to its end.

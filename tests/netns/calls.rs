@@ -1,6 +1,6 @@
 //! Several calls of one container, GC and its list, and the default route.
 
-use std::fs;
+use std::{fs, path::Path};
 
 use serde_json::{Value, json};
 
@@ -99,6 +99,29 @@ fn gc_leaves_secondaries_of_a_live_pod_alone_and_undoes_a_dead_one_whole() {
     world.call("GC", "", "", &gc).ok();
     assert_eq!(confs(), Vec::<String>::new(), "a configuration that no record names is dropped");
     world.assert_clean();
+}
+
+#[test]
+fn gc_removes_the_locks_and_leases_of_nobody() {
+    let (world, _, conf, _) = two_call_world();
+    let netns = world.netns();
+    world.call("ADD", "live", &netns, &conf).pod("p").ok();
+    // As left by an ADD that was killed before its first record, one that is at that point now, and a power cut.
+    let locks = Path::new("/run/meta-cni/lock");
+    fs::write(locks.join("sandbox-killed"), "").unwrap();
+    let at_work = fs::File::create(locks.join("sandbox-at-work")).unwrap();
+    at_work.lock().unwrap();
+    let pool = Path::new("/var/lib/cni/networks/podnet");
+    fs::create_dir_all(pool).unwrap();
+    for (name, text) in [("10.88.0.2", "live\r\neth0"), ("10.88.0.3", ""), ("last_reserved_ip.0", "10.88.0.3")] {
+        fs::write(pool.join(name), text).unwrap();
+    }
+    let mut gc = conf;
+    gc["cni.dev/valid-attachments"] = json!([{"containerID": "live", "ifname": "eth0"}]);
+    world.call("GC", "", "", &gc).ok();
+    assert_eq!(names(locks), ["sandbox-at-work", "sandbox-live"]);
+    assert_eq!(names(pool), ["10.88.0.2", "last_reserved_ip.0", "lock"]);
+    assert_eq!(world.records("live").len(), 2);
 }
 
 #[test]

@@ -1,10 +1,10 @@
 //! DEL with everything missing that can be: it succeeds, and nothing leaks.
 
-use std::fs;
+use std::{fs, os::unix::fs::MetadataExt as _, thread::sleep, time::Duration};
 
 use serde_json::{Value, json};
 
-use crate::harness::{Interface, Recorder, World};
+use crate::harness::{Interface, Recorder, World, ip};
 
 /// A pod with the bridge as primary and a macvlan network, attached.
 fn attached() -> (World, Value, String) {
@@ -54,6 +54,36 @@ fn with_a_plain_file_in_place_of_the_namespace() {
     fs::write(&netns, "").unwrap();
     world.call("DEL", "c1", &netns, &conf).pod("p").ok();
     world.assert_clean();
+}
+
+/// The kernel gives the inode of a dead namespace to the next one, which may be mounted at the same path: the plugins must
+/// not be sent into that.
+#[test]
+fn with_another_namespace_at_the_path_and_with_the_inode_of_the_dead_one() {
+    let world = World::new();
+    let recorder = Recorder::install(&world.bin, &["first"]);
+    let primary = json!({"cniVersion": "1.0.0", "name": "main", "plugins": [{"type": "first"}]});
+    let conf = world.conf(&world.primary(&primary));
+    world.pod("p", "");
+    let netns = world.netns();
+    let inode = || fs::metadata(&netns).unwrap().ino();
+    // It takes the dead one apart in its own time, and other tests make namespaces too: try until the inode is the same.
+    for _ in 0..100 {
+        world.call("ADD", "c1", &netns, &conf).pod("p").ok();
+        let dead = inode();
+        world.delete_netns(&netns);
+        sleep(Duration::from_millis(50));
+        ip(&format!("netns add {}", netns.trim_start_matches("/run/netns/")));
+        recorder.take();
+        world.call("DEL", "c1", &netns, &conf).pod("p").ok();
+        let told = &recorder.calls()[0].0;
+        assert_eq!((told["verb"].as_str(), told["netns"].as_str()), (Some("DEL"), Some("")), "{told}");
+        world.assert_clean();
+        if inode() == dead {
+            return;
+        }
+    }
+    panic!("the inode was not used again");
 }
 
 #[test]

@@ -16,3 +16,4 @@ mod primary;
 mod refusals;
 mod requests;
 mod results;
+mod sources;

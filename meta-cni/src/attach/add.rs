@@ -7,7 +7,9 @@ use serde_json::Value;
 use tokio::time::{Instant, timeout};
 
 use super::{
-    Engine, open_netns,
+    Engine,
+    builtin::Announcements,
+    open_netns,
     record::{Call, Entry, Record, Stage, new_record},
     request::Request,
 };
@@ -37,7 +39,8 @@ impl Engine {
     /// The first one with its network, step and cause; everything made was undone, and what could not be is named after.
     pub async fn add(&mut self) -> Result<Value, Error> {
         let netns = open_netns(&self.invocation.netns)?
-            .ok_or_else(|| Error::Netns(format!("CNI_NETNS {} is no network namespace", self.invocation.netns)))?;
+            .ok_or_else(|| Error::Netns(format!("CNI_NETNS {} is no network namespace", self.invocation.netns)))?
+            .identified()?;
         self.layout.create()?;
         let container = self.invocation.container.clone();
         self.lock(&container).await?;
@@ -54,11 +57,15 @@ impl Engine {
     async fn add_locked(&self, netns: &Netns) -> Result<Value, Error> {
         let others = self.settle_earlier_attempts().await?;
         let request = self.request(&others).await?;
-        let mut made = Vec::new();
-        let outcome = self.attach_all(&request, netns, &mut made).await;
+        let (mut made, mut announcements) = (Vec::new(), Announcements::default());
+        let outcome = self.attach_all(&request, netns, &mut made, &mut announcements).await;
         match outcome {
-            Ok(value) => Ok(value),
+            Ok(value) => {
+                announcements.finish().await;
+                Ok(value)
+            }
             Err(error) => {
+                announcements.stop().await;
                 let left = self.roll_back(made).await;
                 Err(if left.is_empty() { error } else { Error::Several(std::iter::once(error).chain(left).collect()) })
             }
@@ -93,13 +100,20 @@ impl Engine {
         Ok(others)
     }
 
-    async fn attach_all(&self, request: &Request, netns: &Netns, made: &mut Vec<Made>) -> Result<Value, Error> {
+    async fn attach_all(
+        &self,
+        request: &Request,
+        netns: &Netns,
+        made: &mut Vec<Made>,
+        announcements: &mut Announcements,
+    ) -> Result<Value, Error> {
         let call = self.call()?;
         for (position, attachment) in request.attachments.iter().enumerate() {
             let record = self.begin(&call, position, attachment, request.pod.as_ref(), netns)?;
             made.push(Made { record, result: CniResult::default() });
             if let Some(last) = made.last_mut() {
-                self.attach(attachment, netns, last).await.map_err(|error| error.of_network(attachment.title()))?;
+                let attaching = self.attach(attachment, netns, last, announcements);
+                attaching.await.map_err(|error| error.of_network(attachment.title()))?;
             }
         }
         self.settle_default_routes(request, netns, made).await?;
@@ -136,12 +150,18 @@ impl Engine {
     }
 
     /// Makes one attachment.
-    pub(super) async fn attach(&self, attachment: &Attachment, netns: &Netns, made: &mut Made) -> Result<(), Error> {
+    pub(super) async fn attach(
+        &self,
+        attachment: &Attachment,
+        netns: &Netns,
+        made: &mut Made,
+        announcements: &mut Announcements,
+    ) -> Result<(), Error> {
         let list = attachment.additions.apply(attachment.list.clone())?;
         let builtin = attachment.is_builtin(&self.settings);
         let record = &mut made.record;
         let (from, previous) = if builtin {
-            let result = self.add_builtin(record, &list, netns).await?;
+            let result = self.add_builtin(record, &list, netns, announcements).await?;
             let value = result.to_json(list.version)?;
             record.result = value.clone();
             self.records.write(record, false)?;

@@ -6,7 +6,9 @@ use serde_json::{Map, Value};
 use super::{
     Engine,
     add::Made,
+    builtin::Announcements,
     record::{Record, Stage},
+    request::devices_of,
 };
 use crate::{
     cluster::PodName,
@@ -63,11 +65,12 @@ impl Engine {
     pub(super) async fn add_alone(&self, netns: &sandbox::Netns) -> Result<Value, Error> {
         self.settle_earlier_attempts().await?;
         let attachment = self.alone()?;
-        self.judge(&attachment).map_err(as_sriov_cni_says)?;
+        self.judge(&attachment, &devices_of(&attachment)).map_err(as_sriov_cni_says)?;
         let pod = PodName::of_args(&self.invocation.args);
         let record = self.begin(&self.call()?, 0, &attachment, pod.as_ref(), netns)?;
         let mut made = Made { record, result: CniResult::default() };
-        let outcome = match self.attach(&attachment, netns, &mut made).await {
+        let mut announcements = Announcements::default();
+        let outcome = match self.attach(&attachment, netns, &mut made, &mut announcements).await {
             Ok(()) => {
                 made.record.stage = Stage::Done;
                 self.records.write(&made.record, false)
@@ -75,8 +78,12 @@ impl Engine {
             Err(error) => Err(error),
         };
         match outcome {
-            Ok(()) => Ok(made.record.result),
+            Ok(()) => {
+                announcements.finish().await;
+                Ok(made.record.result)
+            }
             Err(error) => {
+                announcements.stop().await;
                 let left = self.roll_back(vec![made]).await;
                 Err(if left.is_empty() { error } else { Error::Several(std::iter::once(error).chain(left).collect()) })
             }

@@ -8,8 +8,9 @@ use serde_json::{Value, json};
 use super::{
     Engine,
     del::is_owed,
+    lock::SandboxLock,
     primary,
-    record::{Entry, Record},
+    record::{Call, Entry, Record},
 };
 use crate::{
     cni::{Error, PluginList, chain},
@@ -23,6 +24,22 @@ struct Valid {
     container: String,
     #[serde(rename = "ifname")]
     if_name: String,
+}
+
+/// What the runtime says that lives.
+pub(super) struct Living {
+    /// The name of the conf that it speaks of.
+    conf: String,
+    /// Its list; none says nothing.
+    valid: Option<BTreeSet<Valid>>,
+}
+
+impl Living {
+    /// Whether the list is about this call, and does not have it.
+    pub(super) fn excludes(&self, call: &Call) -> bool {
+        let key = Valid { container: call.container.clone(), if_name: call.if_name.clone() };
+        call.conf == self.conf && self.valid.as_ref().is_some_and(|valid| !valid.contains(&key))
+    }
 }
 
 impl Engine {
@@ -41,20 +58,21 @@ impl Engine {
                     .map_err(|problem| Error::decode("cni.dev/valid-attachments", problem))?,
             ),
         };
-        let conf = self.call()?.conf;
+        let living = Living { conf: self.call()?.conf, valid };
         let mut errors = Vec::new();
         let mut survivors = Vec::new();
         for container in self.records.containers()? {
-            match self.collect(&container, &conf, valid.as_ref(), &mut survivors).await {
+            match self.collect(&container, &living, &mut survivors).await {
                 Ok(failed) => errors.extend(failed),
                 Err(error) => errors.push(error.of_network(format!("container {container}"))),
             }
         }
         self.lock = None;
+        errors.extend(self.collect_vfs(&living).await);
         match self.face {
             Face::Meta => errors.extend(self.gc_of_plugins(&listed, &survivors).await),
             Face::Sriov => {
-                if let Some(valid) = &valid {
+                if let Some(valid) = &living.valid {
                     let listed_ones = valid.iter().map(|one| (one.container.as_str(), one.if_name.as_str()));
                     // What could not be undone may still have its address on the interface.
                     let left =
@@ -65,6 +83,8 @@ impl Engine {
             }
         }
         errors.extend(self.records.forget_unused_confs().err());
+        errors.extend(SandboxLock::sweep(&self.layout, &self.records).err());
+        errors.extend(self.release_orphans());
         Error::join(errors).map_or(Ok(()), Err)
     }
 
@@ -79,13 +99,12 @@ impl Engine {
     async fn collect(
         &mut self,
         container: &str,
-        conf: &str,
-        valid: Option<&BTreeSet<Valid>>,
+        living: &Living,
         survivors: &mut Vec<Record>,
     ) -> Result<Vec<Error>, Error> {
         self.lock(container).await?;
         let (stale, kept): (Vec<Entry>, Vec<Entry>) =
-            self.records.of_container(container)?.into_iter().partition(|entry| self.is_stale(entry, conf, valid));
+            self.records.of_container(container)?.into_iter().partition(|entry| self.is_stale(entry, living));
         survivors.extend(kept.into_iter().filter_map(|entry| match entry {
             Entry::Good(record) => Some(*record),
             Entry::Torn { .. } => None,
@@ -106,17 +125,11 @@ impl Engine {
         Ok(errors)
     }
 
-    fn is_stale(&self, entry: &Entry, conf: &str, valid: Option<&BTreeSet<Valid>>) -> bool {
+    fn is_stale(&self, entry: &Entry, living: &Living) -> bool {
         let call = entry.call();
-        if is_owed(entry) {
-            return true;
-        }
-        let key = Valid { container: call.container.clone(), if_name: call.if_name.clone() };
-        match valid {
-            _ if call.conf != conf => false,
-            Some(valid) => !valid.contains(&key),
-            None => matches!(entry, Entry::Good(record) if record.boot_id != self.boot_id),
-        }
+        let of_another_boot = matches!(entry, Entry::Good(record) if record.boot_id != self.boot_id);
+        let listed = living.valid.is_some();
+        is_owed(entry) || living.excludes(call) || (!listed && call.conf == living.conf && of_another_boot)
     }
 
     /// Hands the list on: to the primary's chain as it is, to other executed networks the list of their own survivors.

@@ -11,7 +11,11 @@ use std::{
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use tokio::time::{Instant, sleep};
 
-use crate::cni::{Error, Ledger};
+use super::record::Records;
+use crate::{
+    cni::{Error, Ledger},
+    node::Layout,
+};
 
 /// How long plugins of a process that died may go on before they are ended.
 const ORPHAN_PATIENCE: Duration = Duration::from_secs(10);
@@ -74,6 +78,28 @@ impl SandboxLock {
     /// Where the plugins that run under the lock are noted.
     pub(super) fn ledger(&self) -> Ledger {
         self.ledger.clone()
+    }
+
+    /// Removes the locks of containers that have no record, and that nobody holds: a call was killed before it wrote the
+    /// first one, or after it removed the last.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub(super) fn sweep(layout: &Layout, records: &Records) -> Result<(), Error> {
+        let locks = layout.locks();
+        let failed = |source| Error::io("read", locks.display(), source);
+        for entry in fs::read_dir(&locks).map_err(failed)? {
+            let name = entry.map_err(failed)?.file_name();
+            let Some(container) = name.to_str().and_then(|name| name.strip_prefix(layout.sandbox_lock_prefix())) else {
+                continue;
+            };
+            let Some(lock) = Self::try_take(&locks.join(&name))? else { continue };
+            if records.of_container(container)?.is_empty() {
+                records.tidy(container);
+                lock.remove_file();
+            }
+        }
+        Ok(())
     }
 
     /// Removes the lock's file, while it is held.

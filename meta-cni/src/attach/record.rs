@@ -41,6 +41,14 @@ impl Call {
     pub fn key(&self) -> String {
         format!("{}:{}:{}", self.conf, self.container, self.if_name)
     }
+
+    /// Reads `KEY:INTERFACE`, as a lease names an attachment.
+    #[must_use]
+    pub fn of_attachment(text: &str) -> Option<(Self, String)> {
+        let mut parts = text.splitn(4, ':').map(str::to_owned);
+        let call = Self { conf: parts.next()?, container: parts.next()?, if_name: parts.next()? };
+        Some((call, parts.next()?))
+    }
 }
 
 /// How far an attachment is.

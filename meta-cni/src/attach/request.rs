@@ -6,6 +6,7 @@ use std::{
 };
 
 use serde_json::Value;
+use sriov::PciAddress;
 
 use super::{Engine, primary, record::Entry};
 use crate::{
@@ -156,8 +157,9 @@ impl Engine {
     fn judge_attachments(&self, attachments: &[Attachment]) -> Result<(), Error> {
         let mut errors = Vec::new();
         let mut devices = BTreeMap::new();
+        let own: BTreeSet<PciAddress> = attachments.iter().flat_map(devices_of).collect();
         for attachment in attachments {
-            let judged = self.judge(attachment).map_err(|error| error.of_network(attachment.title()));
+            let judged = self.judge(attachment, &own).map_err(|error| error.of_network(attachment.title()));
             match judged {
                 Ok(None) => {}
                 Ok(Some(device)) => {
@@ -177,7 +179,7 @@ impl Engine {
     }
 
     /// Judges one attachment and names the device that it will use, if it is attached in-process.
-    pub(super) fn judge(&self, attachment: &Attachment) -> Result<Option<String>, Error> {
+    pub(super) fn judge(&self, attachment: &Attachment, own: &BTreeSet<PciAddress>) -> Result<Option<String>, Error> {
         let executed = usize::from(attachment.is_builtin(&self.settings));
         let kinds: BTreeSet<&str> =
             attachment.list.plugins.iter().skip(executed).map(|plugin| plugin.kind.as_str()).collect();
@@ -185,6 +187,17 @@ impl Engine {
             crate::cni::find_plugin(kind, &self.path)?;
         }
         let list = attachment.additions.apply(attachment.list.clone())?;
-        if attachment.is_builtin(&self.settings) { self.judge_builtin(attachment, &list).map(Some) } else { Ok(None) }
+        if attachment.is_builtin(&self.settings) {
+            self.judge_builtin(attachment, &list, own).map(Some)
+        } else {
+            Ok(None)
+        }
     }
+}
+
+/// The PCI devices that an attachment uses: given by kubelet, or written into its configuration.
+pub(super) fn devices_of(attachment: &Attachment) -> BTreeSet<PciAddress> {
+    let written = attachment.list.plugins.iter().filter_map(|plugin| plugin.object.text("deviceID").ok());
+    let all = written.chain(attachment.additions.device.clone());
+    all.filter_map(|device| PciAddress::try_from(device.as_str()).ok()).collect()
 }

@@ -71,7 +71,7 @@ impl Engine {
             return Ok(None);
         }
         let Some(found) = open_netns(path)? else { return Ok(None) };
-        let same = record.netns_id.as_ref().is_none_or(|id| (id.dev, id.inode) == (found.id().dev, found.id().inode));
+        let same = record.netns_id.as_ref().map_or(Ok(true), |id| id.is_of(&found))?;
         Ok(same.then(|| path.to_owned()))
     }
 

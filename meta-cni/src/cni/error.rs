@@ -230,14 +230,21 @@ fn vf_code(error: &sriov::Error) -> u32 {
         | E::BadLinkState(_)
         | E::BadRate { .. }
         | E::RateOrder { .. }
-        | E::BadMtu(_) => 7,
+        | E::BadMtu(_)
+        | E::BadRestorePolicy(_)
+        | E::Userspace { .. }
+        | E::DummyForKernel { .. }
+        | E::NoPfHere { .. } => 7,
         E::NotPresent { .. }
         | E::NotAVf { .. }
         | E::NoPf { .. }
         | E::NoVfNumber { .. }
-        | E::Userspace { .. }
+        | E::UsedByHost { .. }
+        | E::SharedGroup { .. }
+        | E::NoIommu { .. }
         | E::NoNetdev { .. }
         | E::NotBack { .. }
+        | E::Foreign { .. }
         | E::Busy { .. }
         | E::Allocated { .. } => 100,
         E::NotReported { .. }
@@ -263,6 +270,7 @@ fn kernel_code(error: &sandbox::Error) -> u32 {
         | E::Kernel { .. }
         | E::Answer { .. }
         | E::Sysctl { .. }
+        | E::Announce { .. }
         | E::NoSuchLink { .. }
         | E::Unverified { .. } => 101,
     }

@@ -6,8 +6,9 @@ use serde::Deserialize;
 
 use crate::network::Devices;
 
+/// The checkpoint, as far as we read it.
 #[derive(Deserialize)]
-struct Checkpoint {
+pub(super) struct Checkpoint {
     #[serde(rename = "Data")]
     data: Data,
 }
@@ -36,17 +37,39 @@ enum Ids {
     Flat(Vec<String>),
 }
 
-/// The devices of the pod with a UID.
-pub(super) fn devices(text: &[u8], uid: &str) -> Result<Devices, serde_json::Error> {
-    let checkpoint: Checkpoint = serde_json::from_slice(text)?;
-    let mut devices = Devices::default();
-    for entry in checkpoint.data.entries.unwrap_or_default().into_iter().filter(|entry| entry.pod_uid == uid) {
-        match entry.ids {
-            Ids::ByNode(nodes) => nodes.into_values().for_each(|ids| devices.add(&entry.resource, ids)),
-            Ids::Flat(ids) => devices.add(&entry.resource, ids),
+impl Checkpoint {
+    /// Reads the file's text.
+    pub(super) fn read(text: &[u8]) -> Result<Self, serde_json::Error> {
+        serde_json::from_slice(text)
+    }
+
+    fn entries(self) -> impl Iterator<Item = Entry> {
+        self.data.entries.unwrap_or_default().into_iter()
+    }
+
+    /// The devices of the pod with a UID.
+    pub(super) fn of_pod(self, uid: &str) -> Devices {
+        let mut devices = Devices::default();
+        for entry in self.entries().filter(|entry| entry.pod_uid == uid) {
+            devices.add(&entry.resource, entry.ids.into_list());
+        }
+        devices
+    }
+
+    /// UIDs of the pods that have a device.
+    pub(super) fn holders(self, device: &str) -> Vec<String> {
+        let holds = |entry: Entry| entry.ids.into_list().iter().any(|id| id == device).then_some(entry.pod_uid);
+        self.entries().filter_map(holds).collect()
+    }
+}
+
+impl Ids {
+    fn into_list(self) -> Vec<String> {
+        match self {
+            Ids::ByNode(nodes) => nodes.into_values().flatten().collect(),
+            Ids::Flat(ids) => ids,
         }
     }
-    Ok(devices)
 }
 
 #[cfg(test)]
@@ -63,8 +86,12 @@ mod tests {
         let mut expected = Devices::default();
         expected.add("r/a", ["d1".to_owned(), "d2".to_owned()]);
         expected.add("r/b", ["d3".to_owned()]);
-        assert_eq!(devices(text, "u1").unwrap(), expected);
-        assert_eq!(devices(text, "u3").unwrap(), Devices::default());
-        assert!(devices(b"{}", "u1").unwrap_err().is_data());
+        let read = || Checkpoint::read(text).unwrap();
+        assert_eq!(read().of_pod("u1"), expected);
+        assert_eq!(read().of_pod("u3"), Devices::default());
+        assert_eq!(read().holders("d4"), ["u2"]);
+        assert_eq!(read().holders("d3"), ["u1"]);
+        assert_eq!(read().holders("d9"), [""; 0]);
+        assert!(Checkpoint::read(b"{}").is_err_and(|problem| problem.is_data()));
     }
 }

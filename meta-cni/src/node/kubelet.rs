@@ -62,8 +62,67 @@ mod v1 {
 /// # Errors
 /// [`Error::TryLater`] when kubelet does not answer; [`Error::Io`], [`Error::Decode`] for the checkpoint.
 pub async fn devices(pod: &PodName, socket: &Path, checkpoint: &Path, deadline: Instant) -> Result<Devices, Error> {
+    Ok(match assigned(pod, socket, checkpoint, deadline).await? {
+        Assigned::ByPod(answer) => of_pod(pod, answer),
+        Assigned::Checkpoint(checkpoint) => checkpoint.of_pod(&pod.uid),
+    })
+}
+
+/// To whom kubelet gives a device.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Holders {
+    /// To the pod in question.
+    pub this: bool,
+    /// To other pods, as kubelet names them: none in the ordinary case.
+    pub others: Vec<String>,
+}
+
+/// To whom kubelet gives a device: to `pod`, and to which others.
+///
+/// # Errors
+/// As [`devices`].
+pub async fn holders(
+    device: &str,
+    pod: &PodName,
+    socket: &Path,
+    checkpoint: &Path,
+    deadline: Instant,
+) -> Result<Holders, Error> {
+    Ok(match assigned(pod, socket, checkpoint, deadline).await? {
+        Assigned::ByPod(answer) => listed_holders(device, pod, answer),
+        Assigned::Checkpoint(checkpoint) => {
+            let (this, others): (Vec<_>, Vec<_>) =
+                checkpoint.holders(device).into_iter().partition(|uid| *uid == pod.uid);
+            Holders { this: !this.is_empty(), others }
+        }
+    })
+}
+
+fn listed_holders(device: &str, pod: &PodName, answer: v1::ListPodResourcesResponse) -> Holders {
+    let mut holders = Holders::default();
+    for found in answer.pod_resources {
+        let given = found.containers.iter().flat_map(|container| &container.devices);
+        if !given.flat_map(|given| &given.device_ids).any(|id| id == device) {
+            continue;
+        }
+        if (&found.name, &found.namespace) == (&pod.name, &pod.namespace) {
+            holders.this = true;
+        } else {
+            holders.others.push(format!("{}/{}", found.namespace, found.name));
+        }
+    }
+    holders
+}
+
+/// What kubelet gave to the pods of the node.
+enum Assigned {
+    ByPod(v1::ListPodResourcesResponse),
+    Checkpoint(checkpoint::Checkpoint),
+}
+
+async fn assigned(pod: &PodName, socket: &Path, checkpoint: &Path, deadline: Instant) -> Result<Assigned, Error> {
     if socket.exists() {
-        return list(pod, socket, deadline).await;
+        return list(socket, deadline).await.map(Assigned::ByPod);
     }
     if !checkpoint.exists() {
         return Err(Error::TryLater(format!(
@@ -75,10 +134,11 @@ pub async fn devices(pod: &PodName, socket: &Path, checkpoint: &Path, deadline: 
         )));
     }
     let text = std::fs::read(checkpoint).map_err(|source| Error::io("read", checkpoint.display(), source))?;
-    checkpoint::devices(&text, &pod.uid).map_err(|problem| Error::decode(checkpoint.display().to_string(), problem))
+    let read = checkpoint::Checkpoint::read(&text);
+    read.map(Assigned::Checkpoint).map_err(|problem| Error::decode(checkpoint.display().to_string(), problem))
 }
 
-async fn list(pod: &PodName, socket: &Path, deadline: Instant) -> Result<Devices, Error> {
+async fn list(socket: &Path, deadline: Instant) -> Result<v1::ListPodResourcesResponse, Error> {
     let away = |problem: String| {
         Error::TryLater(format!("kubelet does not list the pods' devices at {}: {problem}", socket.display()))
     };
@@ -91,7 +151,7 @@ async fn list(pod: &PodName, socket: &Path, deadline: Instant) -> Result<Devices
     loop {
         let answer = timeout_at(deadline, call(&mut grpc)).await.map_err(|_| away("the deadline passed".to_owned()))?;
         match answer {
-            Ok(answer) => return Ok(of_pod(pod, answer)),
+            Ok(answer) => return Ok(answer),
             // kubelet limits the rate of this API (100 a second): multus-cni PR #1545.
             Err(status) if status.code() == Code::ResourceExhausted && Instant::now() + pause < deadline => {
                 sleep(pause).await;
@@ -119,4 +179,46 @@ fn of_pod(pod: &PodName, answer: v1::ListPodResourcesResponse) -> Devices {
         }
     }
     devices
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_device_is_this_pods_or_others_by_the_checkpoint() {
+        let dir = tempfile::tempdir().unwrap();
+        let (socket, checkpoint) = (dir.path().join("no-socket"), dir.path().join("checkpoint"));
+        let entry = |uid: &str, device: &str| {
+            format!(r#"{{"PodUID":"{uid}","ResourceName":"r/a","DeviceIDs":{{"0":["{device}"]}}}}"#)
+        };
+        let entries = [entry("u1", "d1"), entry("u1", "d2"), entry("u2", "d2")].join(",");
+        std::fs::write(&checkpoint, format!(r#"{{"Data":{{"PodDeviceEntries":[{entries}]}}}}"#)).unwrap();
+        let pod = PodName { namespace: "default".into(), name: "p".into(), uid: "u1".into() };
+        let holders_of = async |device| holders(device, &pod, &socket, &checkpoint, Instant::now()).await.unwrap();
+        assert_eq!(holders_of("d1").await, Holders { this: true, others: Vec::new() });
+        assert_eq!(holders_of("d2").await, Holders { this: true, others: vec!["u2".to_owned()] });
+        assert_eq!(holders_of("d3").await, Holders::default());
+    }
+
+    #[test]
+    fn a_device_is_this_pods_or_others_by_the_list() {
+        let given = |namespace: &str, name: &str, devices: &[&str]| v1::PodResources {
+            name: name.to_owned(),
+            namespace: namespace.to_owned(),
+            containers: vec![v1::ContainerResources {
+                devices: vec![v1::ContainerDevices {
+                    resource_name: "r/a".to_owned(),
+                    device_ids: devices.iter().map(|device| (*device).to_owned()).collect(),
+                }],
+            }],
+        };
+        let pods = vec![given("default", "p", &["d1", "d2"]), given("other", "p", &["d2"]), given("default", "q", &[])];
+        let answer = v1::ListPodResourcesResponse { pod_resources: pods };
+        let pod = PodName { namespace: "default".into(), name: "p".into(), uid: "u1".into() };
+        let holders_of = |device| listed_holders(device, &pod, answer.clone());
+        assert_eq!(holders_of("d1"), Holders { this: true, others: Vec::new() });
+        assert_eq!(holders_of("d2"), Holders { this: true, others: vec!["other/p".to_owned()] });
+        assert_eq!(holders_of("d3"), Holders::default());
+    }
 }

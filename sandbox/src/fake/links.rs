@@ -97,14 +97,25 @@ impl Links for FakeLinks {
         })
     }
 
-    async fn move_to(&self, index: u32, target: &Self, name: &IfName) -> Result<(), Error> {
-        let step = format!("move to {} as {name}", target.ns);
-        self.send(&step, &format!("link {index}"), |model| model.move_to(self.ns, index, target.ns, name.as_str()))
+    async fn move_with(&self, index: u32, target: &Self, name: &IfName, changes: &[LinkChange]) -> Result<(), Error> {
+        let step = format!("move to {} as {name}{}", target.ns, listed(changes, ", "));
+        self.send(&step, &format!("link {index}"), |model| {
+            model.move_with(self.ns, index, target.ns, name.as_str(), changes)
+        })
     }
 
     async fn change(&self, index: u32, changes: &[LinkChange]) -> Result<(), Error> {
-        let what: Vec<&str> = changes.iter().map(LinkChange::what).collect();
-        self.send(&format!("set {}", what.join(", ")), &format!("link {index}"), |model| {
+        self.send(&format!("set{}", listed(changes, " ")), &format!("link {index}"), |model| {
+            changes.iter().try_for_each(|change| model.change(self.ns, index, change))
+        })
+    }
+
+    async fn change_named(&self, name: &IfName, changes: &[LinkChange]) -> Result<(), Error> {
+        self.send(&format!("set{}", listed(changes, " ")), name.as_str(), |model| {
+            let named = |device: &&super::Device| {
+                device.ns == self.ns && device.is_present() && device.link.name == name.as_str()
+            };
+            let index = model.devices.iter().find(named).ok_or(Errno::ENODEV)?.link.index;
             changes.iter().try_for_each(|change| model.change(self.ns, index, change))
         })
     }
@@ -129,6 +140,14 @@ impl Links for FakeLinks {
             altnames.remove(position);
             Ok(())
         })
+    }
+
+    async fn add_dummy(&self, name: &str) -> Result<(), Error> {
+        self.send("make a dummy link", name, |model| model.add_dummy(self.ns, name))
+    }
+
+    async fn del_link(&self, index: u32) -> Result<(), Error> {
+        self.send("delete the link", &format!("link {index}"), |model| model.del_link(self.ns, index))
     }
 
     async fn addresses(&self, index: u32) -> Result<Vec<Address>, Error> {
@@ -205,6 +224,10 @@ impl Links for FakeLinks {
     async fn link_event(&self, _within: Duration) -> Result<bool, Error> {
         Ok(self.model.borrow_mut().tick())
     }
+}
+
+fn listed(changes: &[LinkChange], before: &str) -> String {
+    changes.iter().flat_map(|change| [before, change.what()]).collect()
 }
 
 /// Two routes that cannot stand side by side.

@@ -3,6 +3,7 @@
 
 mod links;
 mod model;
+mod rebind;
 
 use std::cell::RefCell;
 use std::rc::Rc;

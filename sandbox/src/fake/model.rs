@@ -83,12 +83,14 @@ pub(super) enum Role {
         reset_to: Option<MacAddr>,
         /// Events until it arrives in the host, after its namespace died.
         absent: u32,
+        /// Its kernel driver has it, so that it has an interface.
+        bound: bool,
     },
 }
 
 impl Role {
     pub(super) fn vf(pf: u32, number: u32) -> Self {
-        Role::Vf { pf, number, locked: false, resetting: 0, reset_to: None, absent: 0 }
+        Role::Vf { pf, number, locked: false, resetting: 0, reset_to: None, absent: 0, bound: true }
     }
 }
 
@@ -151,7 +153,7 @@ impl Model {
         found.ok_or(Errno::ENODEV)
     }
 
-    fn name_taken(&self, ns: u32, name: &str, but: usize) -> bool {
+    pub(super) fn name_taken(&self, ns: u32, name: &str, but: usize) -> bool {
         self.devices
             .iter()
             .enumerate()
@@ -252,7 +254,15 @@ impl Model {
         Ok(())
     }
 
-    pub(super) fn move_to(&mut self, ns: u32, index: u32, target: u32, name: &str) -> Result<(), Errno> {
+    /// In the order of do_setlink: the move, address and MTU, the name, all else.
+    pub(super) fn move_with(
+        &mut self,
+        ns: u32,
+        index: u32,
+        target: u32,
+        name: &str,
+        changes: &[LinkChange],
+    ) -> Result<(), Errno> {
         let at = self.at(ns, index)?;
         if self.devices[at].link.altnames.iter().any(|altname| self.name_taken(target, altname, at)) {
             return Err(Errno::EEXIST);
@@ -263,11 +273,14 @@ impl Model {
             return Err(Errno::EEXIST);
         }
         self.put(at, target);
+        let (early, late): (Vec<_>, Vec<_>) =
+            changes.iter().partition(|change| matches!(change, LinkChange::Mac(_) | LinkChange::Mtu(_)));
+        early.into_iter().try_for_each(|change| self.change(target, index, change))?;
         if taken || self.devices[at].link.altnames.iter().any(|altname| altname == name) {
             return Err(Errno::EEXIST);
         }
         self.devices[at].link.name = name.to_owned();
-        Ok(())
+        late.into_iter().try_for_each(|change| self.change(target, index, change))
     }
 
     /// The device changes its namespace: closed, its addresses and routes flushed.
@@ -353,6 +366,6 @@ impl Model {
 
 impl Device {
     pub(super) fn is_present(&self) -> bool {
-        !matches!(self.role, Role::Vf { absent: 1.., .. })
+        !matches!(self.role, Role::Vf { absent: 1.., .. } | Role::Vf { bound: false, .. })
     }
 }

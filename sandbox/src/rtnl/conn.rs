@@ -8,8 +8,8 @@ use netlink_packet_route::RouteNetlinkMessage as Message;
 use rtnetlink::MulticastGroup;
 use rtnetlink::sys::AsyncSocket;
 
-use super::Events;
-use crate::{Error, Netns};
+use super::{Events, decode};
+use crate::{Error, Netns, raw};
 
 /// A kernel that does not answer within this time has lost the request or the answer; RTNL is never held that long.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -32,8 +32,8 @@ impl Drop for Task {
     }
 }
 
-/// Opens a request socket inside the namespace.
-pub(super) fn open(netns: &Netns) -> Result<(rtnetlink::Handle, Task), Error> {
+/// Opens a request socket inside the namespace; gives the namespace with its cookie, which the socket tells.
+pub(super) fn open(netns: &Netns) -> Result<(rtnetlink::Handle, Task, Netns), Error> {
     let (mut connection, handle, _) = inside(netns, rtnetlink::new_connection)?;
     let socket = connection.socket_mut().socket_mut();
     // Both are a bonus: strict checking came with 4.20, extended acknowledgements with 4.12.
@@ -43,13 +43,21 @@ pub(super) fn open(netns: &Netns) -> Result<(rtnetlink::Handle, Task), Error> {
     if let Err(error) = socket.set_ext_ack(true) {
         tracing::debug!(%error, "no extended acknowledgements");
     }
-    Ok((handle, Task::spawn(connection)))
+    let cookie = raw::netns_cookie(socket).map_err(|source| Error::Socket { step: "identify", source })?;
+    Ok((handle, Task::spawn(connection), netns.with_cookie(cookie)))
 }
 
 /// Opens a socket that receives the link events of the namespace.
 pub(super) fn open_events(netns: &Netns) -> Result<(Events, Task), Error> {
     let (connection, _, events) = inside(netns, || rtnetlink::new_multicast_connection(&[MulticastGroup::Link]))?;
-    Ok((Box::pin(events.map(drop)), Task::spawn(connection)))
+    let events = events.map(|(message, _)| match message.payload {
+        NetlinkPayload::InnerMessage(Message::NewLink(message)) => {
+            let link = decode::link(&message);
+            Some((link.index, link.carrier))
+        }
+        _ => None,
+    });
+    Ok((Box::pin(events), Task::spawn(connection)))
 }
 
 /// Makes a socket on a thread inside the namespace; the runtime that will drive it is the caller's.

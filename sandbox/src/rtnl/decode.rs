@@ -20,7 +20,7 @@ pub(super) fn link(message: &LinkMessage) -> Link {
     let mut link = Link {
         index: message.header.index,
         up: flags.contains(LinkFlags::Up),
-        carrier: flags.contains(LinkFlags::LowerUp),
+        carrier: flags.contains(LinkFlags::LowerUp | LinkFlags::Running),
         promisc: flags.contains(LinkFlags::Promisc),
         allmulti: flags.contains(LinkFlags::Allmulti),
         ..Link::default()

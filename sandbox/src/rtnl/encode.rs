@@ -1,14 +1,15 @@
 //! Values to messages.
 
 use std::net::IpAddr;
+use std::os::fd::RawFd;
 
 use ipnet::IpNet;
 use netlink_packet_core::DefaultNla;
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope};
 use netlink_packet_route::link::{
-    LinkAttribute, LinkFlags, LinkMessage, LinkVfInfo, Prop, VfInfo, VfInfoLinkState, VfInfoMac, VfInfoRate,
-    VfInfoSpoofCheck, VfInfoTrust, VfLinkState, VfVlan as WireVlan, VfVlanInfo, VlanProtocol,
+    InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, LinkVfInfo, Prop, VfInfo, VfInfoLinkState, VfInfoMac,
+    VfInfoRate, VfInfoSpoofCheck, VfInfoTrust, VfLinkState, VfVlan as WireVlan, VfVlanInfo, VlanProtocol,
 };
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteMetric, RouteNextHop, RouteNextHopFlags,
@@ -97,6 +98,26 @@ pub(super) fn link_changes(index: u32, changes: &[LinkChange]) -> LinkMessage {
         message.header.change_mask |= flag.0;
         message.header.flags.set(flag.0, flag.1);
     }
+    message
+}
+
+pub(super) fn dummy(name: &str) -> LinkMessage {
+    let kind = LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Dummy)]);
+    link_message(0, vec![LinkAttribute::IfName(name.to_owned()), kind])
+}
+
+/// A change with an interface that is named: without an index, the kernel looks IFLA_IFNAME up.
+pub(super) fn changes_by_name(name: &str, changes: &[LinkChange]) -> LinkMessage {
+    let mut message = link_changes(0, changes);
+    message.attributes.push(LinkAttribute::IfName(name.to_owned()));
+    message
+}
+
+/// A move to the namespace of a descriptor, with a new name and other changes.
+pub(super) fn moving(index: u32, netns: RawFd, name: &str, changes: &[LinkChange]) -> LinkMessage {
+    let mut message = link_changes(index, changes);
+    message.attributes.push(LinkAttribute::NetNsFd(netns));
+    message.attributes.push(LinkAttribute::IfName(name.to_owned()));
     message
 }
 

@@ -25,8 +25,8 @@ use crate::{
     write_sysctls,
 };
 
-/// Link events; what they say is read back anyway.
-type Events = Pin<Box<dyn Stream<Item = ()> + Send>>;
+/// Link events: which link, and whether it has a carrier. What else they say is read back anyway.
+type Events = Pin<Box<dyn Stream<Item = Option<(u32, bool)>> + Send>>;
 
 /// The links of one namespace, through a socket that was opened inside it. The socket belongs to that namespace for
 /// ever, so nothing has to be "entered" afterwards. Needs a tokio runtime with I/O and time, of any flavour.
@@ -48,13 +48,34 @@ impl fmt::Debug for Rtnl {
 impl Rtnl {
     /// Opens a socket inside `netns`. Must be called within a tokio runtime.
     pub fn open(netns: &Netns) -> Result<Self, Error> {
-        let (handle, task) = conn::open(netns)?;
-        Ok(Self { netns: netns.clone(), handle, raw: OnceCell::new(), events: Mutex::new(None), _task: task })
+        let (handle, task, netns) = conn::open(netns)?;
+        Ok(Self { netns, handle, raw: OnceCell::new(), events: Mutex::new(None), _task: task })
     }
 
-    /// The namespace.
+    /// The namespace; it knows its cookie.
     pub fn netns(&self) -> &Netns {
         &self.netns
+    }
+
+    /// Waits until an event since the last call of [`Links::link_event`] tells that the link has a carrier.
+    pub(crate) async fn carrier_event(&self, index: u32) -> Result<(), Error> {
+        let mut events = self.events.lock().await;
+        while let Some((stream, _)) = events.as_mut() {
+            match stream.next().await {
+                Some(Some((of, true))) if of == index => return Ok(()),
+                Some(_) => {}
+                None => break,
+            }
+        }
+        Err(self.events_ended())
+    }
+
+    fn events_ended(&self) -> Error {
+        Error::Answer {
+            step: "wait for a link event".to_owned(),
+            object: self.netns.path().display().to_string(),
+            what: "the socket closed".to_owned(),
+        }
     }
 
     async fn link(&self, query: LinkMessage, object: &str) -> Result<Option<Link>, Error> {
@@ -110,17 +131,19 @@ impl Links for Rtnl {
         self.set(encode::vf_settings(pf, vf, settings), &step, &format!("VF {vf} of link {pf}")).await
     }
 
-    async fn move_to(&self, index: u32, target: &Self, name: &IfName) -> Result<(), Error> {
-        let message =
-            LinkUnspec::new_with_index(index).setns_by_fd(target.netns.as_raw_fd()).name(name.as_str()).build();
-        let step = format!("move to {} as {name}", target.netns.path().display());
+    async fn move_with(&self, index: u32, target: &Self, name: &IfName, changes: &[LinkChange]) -> Result<(), Error> {
+        let message = encode::moving(index, target.netns.as_raw_fd(), name.as_str(), changes);
+        let what: String = changes.iter().flat_map(|change| [", ", change.what()]).collect();
+        let step = format!("move to {} as {name}{what}", target.netns.path().display());
         self.set(message, &step, &format!("link {index}")).await
     }
 
     async fn change(&self, index: u32, changes: &[LinkChange]) -> Result<(), Error> {
-        let what: Vec<&str> = changes.iter().map(LinkChange::what).collect();
-        self.set(encode::link_changes(index, changes), &format!("set {}", what.join(", ")), &format!("link {index}"))
-            .await
+        self.set(encode::link_changes(index, changes), &what_is_set(changes), &format!("link {index}")).await
+    }
+
+    async fn change_named(&self, name: &IfName, changes: &[LinkChange]) -> Result<(), Error> {
+        self.set(encode::changes_by_name(name.as_str(), changes), &what_is_set(changes), name.as_str()).await
     }
 
     async fn add_altname(&self, index: u32, name: &str) -> Result<(), Error> {
@@ -134,6 +157,17 @@ impl Links for Rtnl {
         let message = Message::DelLinkProp(encode::altname(index, name));
         let step = format!("delete the alternative name {name}");
         conn::request(&self.handle, message, NLM_F_ACK, &step, &format!("link {index}")).await.map(drop)
+    }
+
+    async fn add_dummy(&self, name: &str) -> Result<(), Error> {
+        let message = Message::NewLink(encode::dummy(name));
+        let flags = NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL;
+        conn::request(&self.handle, message, flags, "make a dummy link", name).await.map(drop)
+    }
+
+    async fn del_link(&self, index: u32) -> Result<(), Error> {
+        let message = Message::DelLink(LinkUnspec::new_with_index(index).build());
+        conn::request(&self.handle, message, NLM_F_ACK, "delete the link", &format!("link {index}")).await.map(drop)
     }
 
     async fn addresses(&self, index: u32) -> Result<Vec<Address>, Error> {
@@ -209,17 +243,18 @@ impl Links for Rtnl {
         match tokio::time::timeout(within, stream.next()).await {
             Ok(Some(_)) => {
                 // Several events of one change need only one look at the state.
-                while let Some(Some(())) = stream.next().now_or_never() {}
+                while let Some(Some(_)) = stream.next().now_or_never() {}
                 Ok(true)
             }
-            Ok(None) => Err(Error::Answer {
-                step: "wait for a link event".to_owned(),
-                object: self.netns.path().display().to_string(),
-                what: "the socket closed".to_owned(),
-            }),
+            Ok(None) => Err(self.events_ended()),
             Err(_) => Ok(false),
         }
     }
+}
+
+fn what_is_set(changes: &[LinkChange]) -> String {
+    let what: Vec<&str> = changes.iter().map(LinkChange::what).collect();
+    format!("set {}", what.join(", "))
 }
 
 fn describe(route: &Route) -> String {

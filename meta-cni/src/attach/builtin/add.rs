@@ -2,14 +2,14 @@
 
 use std::net::IpAddr;
 
-use sandbox::{Dad, IfName, Netns, NewAddress, RouteSpec, Rtnl, configure, read_back};
-use sriov::{Owner, SriovCni, Standing, attach, find, restore};
+use sandbox::{Dad, IfName, Netns, NewAddress, RouteSpec, Rtnl, configure, read_back_of};
+use sriov::{Owner, SriovCni, attach, find, is_owner_alias};
 
 use super::{
-    BuiltinVf, LOCK_PATIENCE,
+    Announcements, BuiltinVf, LOCK_PATIENCE,
     addresses::{Addresses, BuiltinIpam},
     check::compare,
-    lease_key, sysfs,
+    lease_key, sysfs, vf_alias,
 };
 use crate::{
     attach::{Engine, record::Record},
@@ -23,6 +23,7 @@ impl Engine {
         record: &mut Record,
         list: &PluginList,
         netns: &Netns,
+        announcements: &mut Announcements,
     ) -> Result<CniResult, Error> {
         let Some(plugin) = list.plugins.first() else { return Err(Error::Config("no plugin".to_owned())) };
         let runtime_config = record.runtime_object();
@@ -35,8 +36,7 @@ impl Engine {
         let lock = leases.lock(vf.pci, LOCK_PATIENCE).await?;
         let sriov_cni = SriovCni::of_node();
         let _their_lock = sriov_cni.lock(vf.pci, LOCK_PATIENCE).await?;
-        let before = leases.owner(vf.pci)?;
-        sriov_cni.refuse_if_held(vf.pci, before.as_ref().map(|owner| owner.netns.path.as_path()))?;
+        self.refuse_what_sriov_cni_holds(vf.pci)?;
         let mut owner = Owner {
             call: lease_key(&record.call, &record.interface),
             pod_uid: record.pod.as_ref().map(|pod| pod.uid.clone()).unwrap_or_default(),
@@ -44,13 +44,12 @@ impl Engine {
             boot_id: self.boot_id.clone(),
             original: None,
         };
-        if let Standing::Abandoned(Some(former)) = leases.acquire(&lock, &owner)? {
-            tracing::warn!(vf = %vf.pci, former = former.call, "the VF's former owner is dead: giving the VF back first");
-            if let Some(original) = &former.original {
-                restore(&host, None, original, &sysfs()).await?;
-            }
+        self.claim(&lock, vf.pci, &owner, record).await?;
+        let mut original = find(&sysfs(), &host, vf.pci, &vf.wanted).await?;
+        if is_owner_alias(original.netdev.as_ref().and_then(|netdev| netdev.alias.as_deref())) {
+            self.repair_by_alias(&lock, vf.pci).await?;
+            original = find(&sysfs(), &host, vf.pci, &vf.wanted).await?;
         }
-        let original = find(&sysfs(), &host, vf.pci, &vf.wanted).await?;
         owner.original = Some(Box::new(original.clone()));
         leases.take(&lock, &owner)?;
         sriov_cni.hold(vf.pci, netns.path())?;
@@ -59,7 +58,11 @@ impl Engine {
 
         // A pool that has no address left is found out before the VF is touched.
         let reserved = self.reserve(&ipam, record)?;
-        let attached = attach(&host, &pod, &original, &vf.wanted, &name).await?;
+        if original.netdev.is_none() {
+            return self.add_userspace(record, list, &vf, (&ipam, reserved), (&host, &pod, &name)).await;
+        }
+        let alias = vf_alias(record, &original);
+        let attached = attach(&host, &pod, &original, &vf.wanted, &name, Some(&alias)).await?;
         let addresses = match (&ipam, reserved) {
             (BuiltinIpam::Executed(kind), _) => self.execute_ipam(kind, record, list).await?,
             (_, reserved) => reserved,
@@ -75,12 +78,19 @@ impl Engine {
         }];
         result.ips.iter_mut().for_each(|ip| ip.interface = Some(0));
         set_addresses(&pod, &attached.link, &result).await?;
-        compare(&read_back(&pod, &name).await?, &result)?;
+        let found = read_back_of(&pod, attached.link).await?;
+        compare(&found, &result)?;
+        announcements.start(pod, found.link, result.ips.iter().map(|ip| ip.address.addr()).collect());
         Ok(result)
     }
 
     /// Runs an IPAM plugin that is not built in.
-    async fn execute_ipam(&self, kind: &str, record: &mut Record, list: &PluginList) -> Result<Addresses, Error> {
+    pub(super) async fn execute_ipam(
+        &self,
+        kind: &str,
+        record: &mut Record,
+        list: &PluginList,
+    ) -> Result<Addresses, Error> {
         record.executed_ipam = Some(kind.to_owned());
         // Its state elsewhere survives a power cut, so must our knowledge of it.
         self.records.write(record, true)?;
@@ -94,7 +104,7 @@ impl Engine {
     }
 }
 
-async fn set_addresses(pod: &Rtnl, link: &sandbox::Link, result: &CniResult) -> Result<(), Error> {
+pub(super) async fn set_addresses(pod: &Rtnl, link: &sandbox::Link, result: &CniResult) -> Result<(), Error> {
     // An address from an allocator is nobody else's: duplicate detection would only delay it.
     let addresses: Vec<NewAddress> =
         result.ips.iter().map(|ip| NewAddress { net: ip.address, dad: Dad::Skip }).collect();

@@ -3,22 +3,32 @@
 
 mod add;
 mod addresses;
+mod announce;
 mod check;
+mod leftover;
 mod sriov_cni;
+mod takeover;
 mod undo;
+mod userspace;
 mod vacancy;
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
-use sriov::{Leases, PciAddress, RawVf, Sysfs, Wanted};
+use sriov::{Leases, Original, PciAddress, RawVf, Sysfs, Wanted, look};
 
-use super::{Engine, record::Call};
+use super::{
+    Engine,
+    record::{Call, Record},
+};
 use crate::{
     cni::{CniArgs, Error, Object, PluginList},
     network::Attachment,
     settings::{CNI_KEYS, judge},
 };
 use addresses::BuiltinIpam;
+pub(super) use announce::Announcements;
+
+pub(super) use check::has_interface;
 
 /// How long another verb's work on the same VF, or on the same pool, is waited for.
 pub(super) const LOCK_PATIENCE: Duration = Duration::from_secs(20);
@@ -65,7 +75,13 @@ impl Engine {
     }
 
     /// Refuses what can be known to fail, and names the VF.
-    pub(in crate::attach) fn judge_builtin(&self, attachment: &Attachment, list: &PluginList) -> Result<String, Error> {
+    /// `own` are all devices that the pod asks for.
+    pub(in crate::attach) fn judge_builtin(
+        &self,
+        attachment: &Attachment,
+        list: &PluginList,
+        own: &BTreeSet<PciAddress>,
+    ) -> Result<String, Error> {
         let Some(plugin) = list.plugins.first() else { return Err(Error::Config("no plugin".to_owned())) };
         let known: Vec<&str> = RawVf::known_keys().iter().chain(&CNI_KEYS).chain(&OTHER_KEYS).copied().collect();
         let unknown: Vec<&str> =
@@ -73,9 +89,14 @@ impl Engine {
         let strict = self.invocation.conf.switch("strict")?;
         judge(&unknown, RawVf::known_keys(), &format!("the definition {}", attachment.network), strict)?;
         let vf = BuiltinVf::read(&plugin.object, &attachment.runtime_config, &attachment.args, &attachment.network)?;
-        let device = sysfs().vf(vf.pci)?;
-        if let Some(driver) = device.userspace_driver() {
-            return Err(sriov::Error::Userspace { pci: vf.pci, driver: driver.to_owned() }.into());
+        let device = look(&sysfs(), vf.pci, &vf.wanted)?;
+        sysfs().check_iommu(&device, own)?;
+        if let Some(driver) = device.userspace_driver().filter(|_| !attachment.default_route.is_empty()) {
+            return Err(Error::Config(format!(
+                "default-route: VF {} is bound to {driver}, a driver for user space: the kernel has no interface for it, so \
+                 no route can lead there; the application does its own routing",
+                vf.pci
+            )));
         }
         let ipam = self.ipam(list, &attachment.runtime_config, &attachment.args, &attachment.network)?;
         if let BuiltinIpam::Executed(kind) = ipam {
@@ -96,4 +117,16 @@ fn sysfs() -> Sysfs {
 /// Which attachment holds a VF.
 fn lease_key(call: &Call, interface: &str) -> String {
     format!("{}:{interface}", call.key())
+}
+
+/// The alias of a VF while an attachment has it.
+fn vf_alias(record: &Record, original: &Original) -> String {
+    let pod = record.pod.as_ref().map(|pod| format!("{}/{}", pod.namespace, pod.name)).unwrap_or_default();
+    let place = format!("{}{}", record.interface, of_container(&record.call.container));
+    sriov::owner_alias(&pod, &place, original)
+}
+
+/// The part of the alias that names a container.
+fn of_container(container: &str) -> String {
+    format!(" of container {container}")
 }

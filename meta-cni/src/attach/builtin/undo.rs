@@ -2,10 +2,10 @@
 
 use std::{collections::BTreeSet, path::Path};
 
-use sandbox::{Netns, Rtnl};
-use sriov::{Original, PciAddress, SriovCni, restore};
+use sandbox::{Links, Netns, NetnsId, Rtnl};
+use sriov::{Original, PciAddress, SriovCni};
 
-use super::{BuiltinVf, LOCK_PATIENCE, lease_key, sysfs};
+use super::{BuiltinVf, LOCK_PATIENCE, addresses::pools, lease_key, of_container};
 use crate::{
     attach::{
         Engine,
@@ -13,6 +13,42 @@ use crate::{
     },
     cni::{Command, Error, PluginList, chain},
 };
+
+/// What an attachment knows of the VF that it holds.
+pub(super) struct Holding<'a> {
+    /// Its key in the lease.
+    key: &'a str,
+    /// Its container.
+    container: &'a str,
+    /// The boot it was made in; none if only the lease knows.
+    boot_id: Option<&'a str>,
+    /// The VF as it was found; none if only the lease knows.
+    original: Option<&'a Original>,
+    /// Where its namespace is, if that lives.
+    netns: Option<&'a str>,
+    /// Which namespace that was.
+    netns_id: Option<&'a NetnsId>,
+}
+
+impl<'a> Holding<'a> {
+    /// Nothing but what the lease says.
+    pub(super) fn by_lease(key: &'a str, container: &'a str) -> Self {
+        Self { key, container, boot_id: None, original: None, netns: None, netns_id: None }
+    }
+}
+
+/// Whether a VF is where an attachment put it, or came home from there by itself, with the alias that it got.
+async fn is_marked(pci: PciAddress, holding: &Holding<'_>) -> Result<bool, Error> {
+    let device = pci.to_string();
+    if let Some(path) = holding.netns
+        && !Rtnl::open(&Netns::open(path)?)?.by_parent(&device).await?.is_empty()
+    {
+        return Ok(true);
+    }
+    let mark = of_container(holding.container);
+    let at_home = Rtnl::open(&Netns::current()?)?.by_parent(&device).await?;
+    Ok(at_home.iter().any(|link| link.alias.as_ref().is_some_and(|alias| alias.contains(&mark))))
+}
 
 impl Engine {
     /// Gives VF and addresses back. The VF only if this attachment still holds it: it may be another pod's by now.
@@ -35,8 +71,15 @@ impl Engine {
         });
         if let Some(pci) = record.vf.as_ref().map(|original| original.pci).or(device) {
             let key = lease_key(&record.call, &record.interface);
-            let held = Path::new(&record.netns);
-            errors.extend(self.give_back(pci, &key, record.vf.as_ref(), netns, held).await.err());
+            let holding = Holding {
+                key: &key,
+                container: &record.call.container,
+                boot_id: Some(&record.boot_id),
+                original: record.vf.as_ref(),
+                netns,
+                netns_id: record.netns_id.as_ref(),
+            };
+            errors.extend(self.give_back(pci, &holding).await.err());
         }
         if !errors.is_empty() {
             // The address is still on the interface: it must not be given to another pod yet.
@@ -52,40 +95,48 @@ impl Engine {
         Ok(())
     }
 
-    /// Restores a VF and drops its lease, if the lease is the caller's, or nobody's. `held` is where the caller held it.
-    async fn give_back(
-        &self,
-        pci: PciAddress,
-        key: &str,
-        original: Option<&Original>,
-        netns: Option<&str>,
-        held: &Path,
-    ) -> Result<(), Error> {
+    /// Restores a VF and drops its lease, if the lease is the caller's, or nobody's. What is left of another boot has
+    /// nothing to restore: that one's settings, names and namespaces are gone, and the VFs are new ones.
+    pub(super) async fn give_back(&self, pci: PciAddress, holding: &Holding<'_>) -> Result<(), Error> {
         let leases = self.leases();
         let lock = leases.lock(pci, LOCK_PATIENCE).await?;
         let sriov_cni = SriovCni::of_node();
         let _their_lock = sriov_cni.lock(pci, LOCK_PATIENCE).await?;
         let owner = leases.owner(pci)?;
-        if owner.as_ref().is_some_and(|owner| owner.call != key) {
+        if owner.as_ref().is_some_and(|owner| owner.call != holding.key) {
             tracing::warn!(vf = %pci, owner = owner.map(|owner| owner.call), "the VF has another owner by now and is left alone");
             return Ok(());
         }
-        match sriov_cni.refuse_if_held(pci, Some(held)) {
+        let netns_id = owner.as_ref().map(|owner| &owner.netns).or(holding.netns_id);
+        let held = netns_id.map(|id| id.path.as_path());
+        match sriov_cni.refuse_if_held(pci, held) {
             Err(taken @ sriov::Error::Allocated { .. }) => {
                 tracing::warn!(vf = %pci, %taken, "sriov-cni has given the VF to another pod by now: it is left alone");
-                leases.release(&lock, key)?;
+                leases.release(&lock, holding.key)?;
                 return Ok(());
             }
             free => free?,
         }
-        let of_lease = owner.and_then(|owner| owner.original);
-        if let Some(original) = original.or(of_lease.as_deref()) {
-            let host = Rtnl::open(&Netns::current()?)?;
-            let pod = netns.map(Netns::open).transpose()?.map(|netns| Rtnl::open(&netns)).transpose()?;
-            restore(&host, pod.as_ref(), original, &sysfs()).await?;
+        // Without a lease another attachment may have had it since, and given it back.
+        if owner.is_none() && !leases.is_torn(pci)? {
+            let Some(original) = holding.original else { return Ok(()) };
+            if !is_marked(original.pci, holding).await? {
+                tracing::warn!(vf = %pci, "the VF is not this attachment's any more and is left alone");
+                return Ok(());
+            }
         }
-        sriov_cni.release(pci, held)?;
-        leases.release(&lock, key)?;
+        let original = holding.original.or(owner.as_ref().and_then(|owner| owner.original.as_deref()));
+        let boot_id = holding.boot_id.or(owner.as_ref().map(|owner| owner.boot_id.as_str()));
+        if let Some(original) = original.filter(|_| boot_id == Some(&self.boot_id)) {
+            self.bring_back(original, holding.netns, netns_id).await?;
+        }
+        if let Some(held) = held {
+            sriov_cni.release(pci, held)?;
+        }
+        leases.release(&lock, holding.key)?;
+        if holding.original.is_some() {
+            leases.forget_torn(&lock)?;
+        }
         Ok(())
     }
 
@@ -103,16 +154,13 @@ impl Engine {
         let key = lease_key(call, interface);
         let leases = self.leases();
         for pci in leases.list()? {
-            let Some(owner) = leases.owner(pci)?.filter(|owner| owner.call == key) else { continue };
-            let alive = leases.is_alive(pci, &owner)?;
-            let netns = owner.netns.path.to_string_lossy().into_owned();
-            self.give_back(pci, &key, None, alive.then_some(netns.as_str()), &owner.netns.path).await?;
+            if leases.owner(pci)?.is_some_and(|owner| owner.call == key) {
+                self.give_back(pci, &Holding::by_lease(&key, &call.container)).await?;
+            }
         }
         let owner = ipam::Owner::new(&call.container, interface)?;
-        for pool in std::fs::read_dir(ipam::DEFAULT_DATA_DIR).into_iter().flatten().flatten() {
-            if pool.file_type().is_ok_and(|kind| kind.is_dir()) {
-                ipam::Store::new(pool.path(), LOCK_PATIENCE).release(&owner, None)?;
-            }
+        for pool in pools() {
+            pool.release(&owner, None)?;
         }
         self.records.remove_file(path)
     }

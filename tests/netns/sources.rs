@@ -1,0 +1,50 @@
+//! What the product's source may not have.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+};
+
+/// Where something is waited for that tells nobody when it is done: other programs, asked again after a pause, each with
+/// a limit. Everything of the kernel's is waited for by its events.
+const PAUSES: [(&str, &str); 5] = [
+    ("meta-cni/src/attach/lock.rs", "another verb's lock, beside which the plugins it left running are looked at"),
+    ("meta-cni/src/attach/primary.rs", "files of the primary network's daemon"),
+    ("meta-cni/src/cluster/api_server.rs", "a server that is away for a moment"),
+    ("meta-cni/src/cni/exec.rs", "a plugin that is being written (ETXTBSY)"),
+    ("meta-cni/src/node/kubelet.rs", "kubelet's limit of requests per second"),
+];
+
+fn rust_files(directory: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(directory).unwrap().map(Result::unwrap) {
+        let path = entry.path();
+        if path.is_dir() {
+            rust_files(&path, found);
+        } else if path.extension().is_some_and(|extension| extension == "rs") && !path.ends_with("tests.rs") {
+            found.push(path);
+        }
+    }
+}
+
+#[test]
+fn no_pause_waits_for_the_kernel_and_each_other_one_has_its_reason() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let mut files = Vec::new();
+    for part in ["sandbox/src", "sriov/src", "ipam/src", "meta-cni/src"] {
+        rust_files(&root.join(part), &mut files);
+    }
+    assert!(files.len() > 80, "the sources are somewhere else");
+    let mut found = BTreeMap::new();
+    for path in files {
+        let text = fs::read_to_string(&path).unwrap();
+        let product = text.split("#[cfg(test)]").next().unwrap_or_default();
+        let sleeps = ["sleep(", "sleep_until(", "sleep_ms(", "interval(", "interval_at(", "park_timeout("];
+        let count: usize = sleeps.iter().map(|call| product.matches(call).count()).sum();
+        if count > 0 {
+            found.insert(path.strip_prefix(root).unwrap().display().to_string(), count);
+        }
+    }
+    let allowed: BTreeMap<String, usize> = PAUSES.iter().map(|(file, _)| ((*file).to_owned(), 1)).collect();
+    assert_eq!(found, allowed, "wait for an event instead; where there is none, say so in PAUSES");
+}

@@ -52,8 +52,7 @@ pub(crate) enum Place<L> {
 /// The interface in one namespace, wherever the names and indexes went. The index is tried first: one message instead
 /// of a dump, and it mostly is still the same.
 pub(crate) async fn in_namespace<L: Links>(links: &L, original: &Original) -> Result<Option<Link>, sandbox::Error> {
-    // Of a VF that another program attached no index is known: 0.
-    if let Some(netdev) = original.netdev.as_ref().filter(|netdev| netdev.index != 0)
+    if let Some(netdev) = &original.netdev
         && let Some(link) = links.by_index(netdev.index).await?
         && original.is(&link)
     {

@@ -120,6 +120,13 @@ impl Sysfs {
         })
     }
 
+    /// The VFs of all PFs of this machine. In a virtual machine that was given VFs none of them looks like one.
+    pub fn vfs(&self) -> Result<Vec<PciAddress>, Error> {
+        let names = names_in(&self.root.join("bus/pci/devices"))?;
+        let devices = names.iter().filter_map(|name| PciAddress::try_from(name.as_str()).ok());
+        Ok(devices.filter(|device| self.device(*device).join("physfn").is_symlink()).collect())
+    }
+
     /// A network function without a PF is a VF that was given to this machine, or a whole NIC, which looks the same;
     /// one that can have VFs is no VF.
     fn refuse_what_is_no_vf(&self, pci: PciAddress) -> Result<(), Error> {
@@ -139,13 +146,6 @@ impl Sysfs {
         let path = self.device(pci).join("class");
         let text = fs::read_to_string(&path).map_err(|source| Error::Sysfs { step: "read", path, source })?;
         Ok(text.trim().to_owned())
-    }
-
-    /// The VFs of all PFs of this machine. In a virtual machine that was given VFs none of them looks like one.
-    pub fn vfs(&self) -> Result<Vec<PciAddress>, Error> {
-        let names = names_in(&self.root.join("bus/pci/devices"))?;
-        let devices = names.iter().filter_map(|name| PciAddress::try_from(name.as_str()).ok());
-        Ok(devices.filter(|device| self.device(*device).join("physfn").is_symlink()).collect())
     }
 
     /// The N for which the PF's virtfnN is this VF.

@@ -100,7 +100,8 @@ impl Node {
     }
 
     async fn give_back(&self, cached: &Cached, pod: bool) -> Result<(), Error> {
-        release_cached(&self.host, pod.then_some(&self.pod), cached, &net1(), &self.sysfs).await
+        let pod = pod.then_some(&self.pod);
+        release_cached(&self.host, pod, (cached, &net1()), &self.sysfs, async || Ok(None)).await
     }
 }
 

@@ -1,16 +1,14 @@
 //! The face `sriov`: one VF for whoever calls us with sriov-cni's configuration. The verbs are those of the meta plugin,
 //! over a journal of its own; here is what differs. One attachment, without cluster, primary network and status.
 
-use std::collections::BTreeSet;
-
 use serde_json::{Map, Value};
-use sriov::PciAddress;
 
 use super::{
     Engine,
     add::Made,
     builtin::Announcements,
     record::{Record, Stage},
+    request::devices_of,
 };
 use crate::{
     cluster::PodName,
@@ -67,11 +65,7 @@ impl Engine {
     pub(super) async fn add_alone(&self, netns: &sandbox::Netns) -> Result<Value, Error> {
         self.settle_earlier_attempts().await?;
         let attachment = self.alone()?;
-        // Of the caller's other devices nothing is known here.
-        let own = BTreeSet::from_iter(
-            attachment.additions.device.iter().filter_map(|device| PciAddress::try_from(device.as_str()).ok()),
-        );
-        self.judge(&attachment, &own).map_err(as_sriov_cni_says)?;
+        self.judge(&attachment, &devices_of(&attachment)).map_err(as_sriov_cni_says)?;
         let pod = PodName::of_args(&self.invocation.args);
         let record = self.begin(&self.call()?, 0, &attachment, pod.as_ref(), netns)?;
         let mut made = Made { record, result: CniResult::default() };

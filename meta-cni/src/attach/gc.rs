@@ -68,11 +68,9 @@ impl Engine {
             }
         }
         self.lock = None;
+        errors.extend(self.collect_vfs(&living).await);
         match self.face {
-            Face::Meta => {
-                errors.extend(self.collect_vfs(&living).await);
-                errors.extend(self.gc_of_plugins(&listed, &survivors).await);
-            }
+            Face::Meta => errors.extend(self.gc_of_plugins(&listed, &survivors).await),
             Face::Sriov => {
                 if let Some(valid) = &living.valid {
                     let listed_ones = valid.iter().map(|one| (one.container.as_str(), one.if_name.as_str()));
@@ -85,7 +83,7 @@ impl Engine {
             }
         }
         errors.extend(self.records.forget_unused_confs().err());
-        errors.extend(SandboxLock::sweep(&self.layout.locks(), &self.records).err());
+        errors.extend(SandboxLock::sweep(&self.layout, &self.records).err());
         errors.extend(self.release_orphans());
         Error::join(errors).map_or(Ok(()), Err)
     }

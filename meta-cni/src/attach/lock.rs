@@ -12,10 +12,11 @@ use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use tokio::time::{Instant, sleep};
 
 use super::record::Records;
-use crate::cni::{Error, Ledger};
+use crate::{
+    cni::{Error, Ledger},
+    node::Layout,
+};
 
-/// What a sandbox's lock is called, before the container's ID.
-const PREFIX: &str = "sandbox-";
 /// How long plugins of a process that died may go on before they are ended.
 const ORPHAN_PATIENCE: Duration = Duration::from_secs(10);
 /// How long a verb waits for another one of the same sandbox.
@@ -84,11 +85,14 @@ impl SandboxLock {
     ///
     /// # Errors
     /// [`Error::Io`].
-    pub(super) fn sweep(locks: &Path, records: &Records) -> Result<(), Error> {
+    pub(super) fn sweep(layout: &Layout, records: &Records) -> Result<(), Error> {
+        let locks = layout.locks();
         let failed = |source| Error::io("read", locks.display(), source);
-        for entry in fs::read_dir(locks).map_err(failed)? {
+        for entry in fs::read_dir(&locks).map_err(failed)? {
             let name = entry.map_err(failed)?.file_name();
-            let Some(container) = name.to_str().and_then(|name| name.strip_prefix(PREFIX)) else { continue };
+            let Some(container) = name.to_str().and_then(|name| name.strip_prefix(layout.sandbox_lock_prefix())) else {
+                continue;
+            };
             let Some(lock) = Self::try_take(&locks.join(&name))? else { continue };
             if records.of_container(container)?.is_empty() {
                 records.tidy(container);

@@ -196,7 +196,7 @@ impl Engine {
 }
 
 /// The PCI devices that an attachment uses: given by kubelet, or written into its configuration.
-fn devices_of(attachment: &Attachment) -> BTreeSet<PciAddress> {
+pub(super) fn devices_of(attachment: &Attachment) -> BTreeSet<PciAddress> {
     let written = attachment.list.plugins.iter().filter_map(|plugin| plugin.object.text("deviceID").ok());
     let all = written.chain(attachment.additions.device.clone());
     all.filter_map(|device| PciAddress::try_from(device.as_str()).ok()).collect()

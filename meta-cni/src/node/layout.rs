@@ -58,11 +58,16 @@ impl Layout {
     /// The lock of a sandbox. A plugin alone has one of its own: its caller may be the meta plugin, which holds the other.
     #[must_use]
     pub fn sandbox_lock(&self, container: &str) -> PathBuf {
-        let kind = match self.face {
-            Face::Meta => "sandbox",
-            Face::Sriov => "sriov",
-        };
-        self.locks().join(format!("{kind}-{container}"))
+        self.locks().join(format!("{}{container}", self.sandbox_lock_prefix()))
+    }
+
+    /// What the name of a sandbox's lock begins with.
+    #[must_use]
+    pub fn sandbox_lock_prefix(&self) -> &'static str {
+        match self.face {
+            Face::Meta => "sandbox-",
+            Face::Sriov => "sriov-",
+        }
     }
 
     fn journal(&self) -> PathBuf {

@@ -1,5 +1,5 @@
 //! What sriov-cni wrote down at ADD: its configuration with the VF's original state, at `CONTAINER-INTERFACE`. Enough to
-//! give the VF back as [`restore`] does for a VF of our own.
+//! give the VF back as [`restore_from_anywhere`] does for a VF of our own.
 
 use std::fs;
 use std::io;
@@ -10,7 +10,7 @@ use serde::Deserialize;
 
 use super::SriovCni;
 use crate::locate::{Place, locate};
-use crate::{Error, Original, OriginalNetdev, OriginalPf, PciAddress, Sysfs, VfDevice, restore};
+use crate::{Error, Original, OriginalNetdev, OriginalPf, PciAddress, Sysfs, VfDevice, restore_from_anywhere};
 
 /// ETH_P_8021AD, as sriov-cni keeps the kind of tag, and with its bytes swapped, as it does on s390x. 0 in files of
 /// releases that knew 802.1q alone.
@@ -111,13 +111,14 @@ impl SriovCni {
 }
 
 /// Gives a VF of sriov-cni's back to the host, as its file says that it was, wherever it is now. `pod` is the namespace
-/// that it may be in, `interface` its name there. What the file does not tell is left as it is found.
+/// that it may be in, `interface` its name there; `elsewhere` as for [`restore_from_anywhere`]. What the file does not
+/// tell is left as it is found.
 pub async fn release_cached<L: Links>(
     host: &L,
     pod: Option<&L>,
-    cached: &Cached,
-    interface: &IfName,
+    (cached, interface): (&Cached, &IfName),
     sysfs: &Sysfs,
+    elsewhere: impl AsyncFn() -> Result<Option<L>, Error>,
 ) -> Result<(), Error> {
     let pci = PciAddress::try_from(cached.device_id.as_str())?;
     let device = match sysfs.vf(pci) {
@@ -135,79 +136,90 @@ pub async fn release_cached<L: Links>(
     }
     let candidate = candidate.filter(|link| link.parent_dev.is_none() && link.kind.is_none());
     let known = cached.original(pci, &device, candidate.as_ref(), false);
-    let mut original = match locate(host, pod, &known, sysfs, async || Ok(None)).await? {
+    let mut original = match locate(host, pod, &known, sysfs, &elsewhere).await? {
         Place::Pod(link) | Place::Elsewhere(_, link) => cached.original(pci, &device, Some(&link), false),
         Place::Host(link) => cached.original(pci, &device, Some(&link), link.up),
         Place::NoNetdev => known,
         Place::Unplugged => return Ok(()),
     };
     if let Some(netdev) = &mut original.netdev {
-        // A name that the host has given to another interface by now cannot come back.
-        let mut altnames = Vec::new();
-        for altname in netdev.altnames.drain(..).filter(|altname| *altname != netdev.name) {
-            let other = host.by_name(&altname).await.map_err(kernel)?;
-            altnames.extend(other.is_none_or(|other| other.index == netdev.index).then_some(altname));
-        }
-        netdev.altnames = altnames;
+        forget_taken_altnames(host, netdev).await.map_err(kernel)?;
     }
     if let Some(pf) = &mut original.pf
         && let Some(report) = &mut pf.report
+        && pf.index != 0
         && let Some(now) = host.pf_report(pf.index).await.map_err(kernel)?.vf(pf.number)
     {
         forget_unreported(report, now);
     }
-    restore(host, pod, &original, sysfs).await
+    restore_from_anywhere(host, pod, &original, sysfs, elsewhere).await
+}
+
+/// A name that the host has given to another interface by now cannot come back.
+async fn forget_taken_altnames<L: Links>(host: &L, netdev: &mut OriginalNetdev) -> Result<(), sandbox::Error> {
+    let mut altnames = Vec::new();
+    for altname in netdev.altnames.drain(..).filter(|altname| *altname != netdev.name) {
+        let other = host.by_name(&altname).await?;
+        altnames.extend(other.is_none_or(|other| other.index == netdev.index).then_some(altname));
+    }
+    netdev.altnames = altnames;
+    Ok(())
 }
 
 impl Cached {
     /// The state to give the VF back in. What sriov-cni did not look at is as `found`; of what it did, only that counts
     /// which its configuration changed, because the file does not tell "off" from "not reported by the driver".
     fn original(&self, pci: PciAddress, device: &VfDevice, found: Option<&Link>, up: bool) -> Original {
-        let sets_mac = parse(&self.mac);
         let admin = parse(&self.state.admin_mac);
-        let current = found.and_then(|link| link.mac);
-        let perm_mac = found.and_then(|link| link.perm_mac);
+        let pf = device.pf.as_ref().map(|pf| {
+            let netdev = pf.netdev(pci).ok();
+            OriginalPf {
+                pci: pf.pci,
+                number: pf.number,
+                driver: pf.driver.clone(),
+                index: netdev.map_or(0, |netdev| netdev.index),
+                name: netdev.map(|netdev| netdev.name.clone()).unwrap_or_default(),
+                // Releases that did not look at the PF have nothing to put back there.
+                report: (!self.state.admin_mac.is_empty()).then(|| self.report(pf.number, admin)),
+            }
+        });
+        Original {
+            pci,
+            driver: device.driver.clone(),
+            pf,
+            netdev: found.map(|link| self.netdev(link, admin, up)),
+            sets_mac: parse(&self.mac),
+            dummy: false,
+        }
+    }
+
+    fn netdev(&self, found: &Link, admin: Option<MacAddr>, up: bool) -> OriginalNetdev {
+        let sets_mac = parse(&self.mac);
         let mac = parse(&self.state.effective_mac)
-            .or(current.filter(|_| sets_mac.is_none()))
+            .or(found.mac.filter(|_| sets_mac.is_none()))
             .or(admin)
-            .or(perm_mac)
+            .or(found.perm_mac)
             .unwrap_or(MacAddr::ZERO);
-        let index = found.map_or(0, |link| link.index);
-        let name = match (&self.state.name, found) {
-            (name, _) if !name.is_empty() => name.clone(),
-            (_, Some(link)) if up => link.name.clone(),
-            _ => format!("dev{index}"),
+        let name = match &self.state.name {
+            name if !name.is_empty() => name.clone(),
+            _ if up => found.name.clone(),
+            _ => format!("dev{}", found.index),
         };
-        let netdev = OriginalNetdev {
-            index,
+        OriginalNetdev {
+            index: found.index,
             name,
-            altnames: found.map(|link| link.altnames.clone()).unwrap_or_default(),
-            alias: found.and_then(|link| link.alias.clone()),
+            altnames: found.altnames.clone(),
+            alias: found.alias.clone(),
             mac,
             // igbvf reports the address that was set last for the one burnt in: the other one is wanted back.
-            perm_mac: perm_mac.map(|perm| if sets_mac == Some(perm) { mac } else { perm }),
-            mtu: self.mtu().or(found.map(|link| link.mtu)).unwrap_or(0),
-            txqlen: found.map_or(0, |link| link.txqlen),
+            perm_mac: found.perm_mac.map(|perm| if sets_mac == Some(perm) { mac } else { perm }),
+            mtu: self.mtu().unwrap_or(found.mtu),
+            txqlen: found.txqlen,
             up,
             // Of the pod's making: a VF of the pool does not listen to what is not for it.
             promisc: false,
             allmulti: false,
-        };
-        let pf = device.pf.as_ref().and_then(|pf| {
-            let link = pf.netdev(pci).ok()?;
-            Some(OriginalPf {
-                pci: pf.pci,
-                number: pf.number,
-                driver: pf.driver.clone(),
-                index: link.index,
-                name: link.name.clone(),
-                // Releases that did not look at the PF have nothing to put back there.
-                report: (!self.state.admin_mac.is_empty()).then(|| self.report(pf.number, admin)),
-            })
-        });
-        let driver = device.driver.clone();
-        let netdev = device.userspace_driver().is_none().then_some(netdev);
-        Original { pci, driver, pf, netdev, sets_mac, dummy: false }
+        }
     }
 
     fn mtu(&self) -> Option<u32> {

@@ -36,8 +36,7 @@ impl Engine {
         let lock = leases.lock(vf.pci, LOCK_PATIENCE).await?;
         let sriov_cni = SriovCni::of_node();
         let _their_lock = sriov_cni.lock(vf.pci, LOCK_PATIENCE).await?;
-        let before = leases.owner(vf.pci)?;
-        sriov_cni.refuse_if_held(vf.pci, before.as_ref().map(|owner| owner.netns.path.as_path()))?;
+        self.refuse_what_sriov_cni_holds(vf.pci)?;
         let mut owner = Owner {
             call: lease_key(&record.call, &record.interface),
             pod_uid: record.pod.as_ref().map(|pod| pod.uid.clone()).unwrap_or_default(),

@@ -1,7 +1,7 @@
 //! GC of VFs of which no record tells: by their leases, and by the alias of those that nothing else is known of.
 
 use sandbox::{Links, Netns, Rtnl};
-use sriov::{Owner, PciAddress, is_owner_alias};
+use sriov::{Owner, PciAddress, SriovCni, is_owner_alias};
 
 use super::{LOCK_PATIENCE, sysfs};
 use crate::{
@@ -98,6 +98,7 @@ impl Engine {
             return Ok(());
         }
         tracing::warn!(vf = %pci, "removing a lease that cannot be read: the VF is at home");
+        SriovCni::of_node().forget_dead(pci)?;
         Ok(leases.forget_torn(&lock)?)
     }
 

@@ -57,6 +57,18 @@ impl Engine {
         Ok(())
     }
 
+    /// Refuses a VF that a pod of sriov-cni's holds. What names the namespace of our own lease, or of the record when the
+    /// lease is torn, we wrote ourselves.
+    pub(super) fn refuse_what_sriov_cni_holds(&self, pci: PciAddress) -> Result<(), Error> {
+        let leases = self.leases();
+        let ours = match leases.owner(pci)? {
+            Some(owner) => Some(owner.netns.path),
+            None if leases.is_torn(pci)? => self.record_of_vf(pci)?.map(|record| record.netns.into()),
+            None => None,
+        };
+        Ok(SriovCni::of_node().refuse_if_held(pci, ours.as_deref())?)
+    }
+
     /// Gives back the VF that sriov-cni's file names, unless somebody else has it by now.
     async fn give_back_cached(&self) -> Result<Option<TakenOver>, Error> {
         let files = SriovCni::of_node();
@@ -82,11 +94,13 @@ impl Engine {
             tracing::warn!(vf = %pci, "the VF has another owner by now and is left alone");
             return Ok(taken_over(None));
         }
-        let host = Rtnl::open(&Netns::current()?)?;
+        let host = Netns::current()?;
         let netns = own.or(there);
         let pod = netns.as_ref().map(Rtnl::open).transpose()?;
         let name = IfName::try_from(interface.as_str())?;
-        match release_cached(&host, pod.as_ref(), &cached, &name, &sysfs()).await {
+        let elsewhere = async || self.astray(pci, None, &host).await;
+        let links = Rtnl::open(&host)?;
+        match release_cached(&links, pod.as_ref(), (&cached, &name), &sysfs(), elsewhere).await {
             Ok(()) => Ok(taken_over(holder)),
             Err(error) if netns.is_some() => Err(error.into()),
             Err(error) => {

@@ -124,7 +124,12 @@ impl Engine {
 
     /// The namespace that has a VF, unless it is somebody else's: the sandbox of another attachment, or one that a
     /// runtime keeps at a path. What only processes hold is what they made of ours, or ours itself.
-    async fn astray(&self, pci: PciAddress, of: Option<&NetnsId>, host: &Netns) -> Result<Option<Rtnl>, sriov::Error> {
+    pub(super) async fn astray(
+        &self,
+        pci: PciAddress,
+        of: Option<&NetnsId>,
+        host: &Netns,
+    ) -> Result<Option<Rtnl>, sriov::Error> {
         let kernel = |source| sriov::Error::Kernel { pci, source };
         let found = namespace_of_device(&pci.to_string()).await.filter(|found| !found.same_as(host));
         let Some(found) = found else { return Ok(None) };

@@ -107,6 +107,16 @@ impl Engine {
             tracing::warn!(vf = %pci, owner = owner.map(|owner| owner.call), "the VF has another owner by now and is left alone");
             return Ok(());
         }
+        let netns_id = owner.as_ref().map(|owner| &owner.netns).or(holding.netns_id);
+        let held = netns_id.map(|id| id.path.as_path());
+        match sriov_cni.refuse_if_held(pci, held) {
+            Err(taken @ sriov::Error::Allocated { .. }) => {
+                tracing::warn!(vf = %pci, %taken, "sriov-cni has given the VF to another pod by now: it is left alone");
+                leases.release(&lock, holding.key)?;
+                return Ok(());
+            }
+            free => free?,
+        }
         // Without a lease another attachment may have had it since, and given it back.
         if owner.is_none() && !leases.is_torn(pci)? {
             let Some(original) = holding.original else { return Ok(()) };
@@ -115,22 +125,14 @@ impl Engine {
                 return Ok(());
             }
         }
-        let netns_id = owner.as_ref().map(|owner| &owner.netns).or(holding.netns_id);
-        let held = netns_id.map(|id| id.path.clone()).unwrap_or_default();
-        match sriov_cni.refuse_if_held(pci, Some(&held)) {
-            Err(taken @ sriov::Error::Allocated { .. }) => {
-                tracing::warn!(vf = %pci, %taken, "sriov-cni has given the VF to another pod by now: it is left alone");
-                leases.release(&lock, holding.key)?;
-                return Ok(());
-            }
-            free => free?,
-        }
         let original = holding.original.or(owner.as_ref().and_then(|owner| owner.original.as_deref()));
         let boot_id = holding.boot_id.or(owner.as_ref().map(|owner| owner.boot_id.as_str()));
         if let Some(original) = original.filter(|_| boot_id == Some(&self.boot_id)) {
             self.bring_back(original, holding.netns, netns_id).await?;
         }
-        sriov_cni.release(pci, &held)?;
+        if let Some(held) = held {
+            sriov_cni.release(pci, held)?;
+        }
         leases.release(&lock, holding.key)?;
         if holding.original.is_some() {
             leases.forget_torn(&lock)?;

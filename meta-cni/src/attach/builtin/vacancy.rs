@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use sandbox::{Links as _, Netns, Rtnl};
 use serde_json::Value;
-use sriov::{PciAddress, SriovCni};
+use sriov::{PciAddress, PfDevice};
 
 use super::{LOCK_PATIENCE, addresses::BuiltinIpam, sysfs};
 use crate::{
@@ -37,28 +37,19 @@ impl Engine {
     /// given VFs they cannot be told from other devices.
     async fn vacancy(&self, vfs: &[PciAddress]) -> Result<(), Error> {
         let host = Rtnl::open(&Netns::current()?)?;
-        let mut of_pfs = BTreeMap::new();
+        let mut of_pfs: BTreeMap<PciAddress, Option<String>> = BTreeMap::new();
         let mut without_link = Vec::new();
         let mut held = Vec::new();
         for pci in vfs {
             let device = sysfs().vf(*pci).map_err(|error| Error::NotReady(error.to_string()))?;
-            // One without a PF here tells nothing of its link.
             let problem = match &device.pf {
                 None => None,
-                Some(pf) => match of_pfs.get(&pf.pci) {
-                    Some(known) => Option::<String>::clone(known),
-                    None => {
-                        let problem = match pf.netdev(*pci) {
-                            Err(error) => Some(error.to_string()),
-                            Ok(pf) => match host.by_index(pf.index).await? {
-                                Some(link) if link.up => None,
-                                _ => Some(format!("PF {0} is down: bring it up (ip link set {0} up)", pf.name)),
-                            },
-                        };
-                        of_pfs.insert(pf.pci, problem.clone());
-                        problem
-                    }
-                },
+                Some(pf) if of_pfs.contains_key(&pf.pci) => of_pfs[&pf.pci].clone(),
+                Some(pf) => {
+                    let problem = problem_of_pf(&host, pf, *pci).await?;
+                    of_pfs.insert(pf.pci, problem.clone());
+                    problem
+                }
             };
             match problem {
                 Some(problem) => without_link.push(problem),
@@ -87,14 +78,12 @@ impl Engine {
     /// not wait for a verb.
     fn refuse_if_held(&self, pci: PciAddress) -> Result<(), Error> {
         let leases = self.leases();
-        let owner = leases.owner(pci)?;
-        if let Some(owner) = &owner
-            && leases.is_alive(pci, owner)?
-        {
-            return Err(sriov::Error::Busy { pci, owner: Box::new(owner.clone()) }.into());
+        match leases.owner(pci)? {
+            Some(owner) if leases.is_alive(pci, &owner)? => {
+                Err(sriov::Error::Busy { pci, owner: Box::new(owner) }.into())
+            }
+            _ => self.refuse_what_sriov_cni_holds(pci),
         }
-        let ours = owner.as_ref().map(|owner| owner.netns.path.as_path());
-        Ok(SriovCni::of_node().refuse_if_held(pci, ours)?)
     }
 
     /// GC of the addresses: whoever is not in `keep` gives them back. An IPAM plugin that is executed gets the list as it
@@ -116,6 +105,16 @@ impl Engine {
             }
         }
     }
+}
+
+/// Why a PF's VFs have no link, if that can be seen.
+async fn problem_of_pf(host: &Rtnl, pf: &PfDevice, vf: PciAddress) -> Result<Option<String>, Error> {
+    let netdev = match pf.netdev(vf) {
+        Ok(netdev) => netdev,
+        Err(error) => return Ok(Some(error.to_string())),
+    };
+    let up = host.by_index(netdev.index).await?.is_some_and(|link| link.up);
+    Ok((!up).then(|| format!("PF {0} is down: bring it up (ip link set {0} up)", netdev.name)))
 }
 
 /// The same configuration for an IPAM plugin: delegation hands on the whole of it.

@@ -3,10 +3,15 @@
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use netlink_packet_core::{ErrorMessage, NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload, NlasIterator};
+use netlink_packet_core::{
+    DecodeError, ErrorMessage, NLM_F_DUMP, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader, NetlinkMessage,
+    NetlinkPayload, NetlinkSerializable, NlasIterator,
+};
 use netlink_packet_route::RouteNetlinkMessage as Message;
 use rtnetlink::MulticastGroup;
-use rtnetlink::sys::AsyncSocket;
+use rtnetlink::proto::ConnectionHandle;
+use rtnetlink::sys::protocols::NETLINK_ROUTE;
+use rtnetlink::sys::{AsyncSocket, SocketAddr};
 
 use super::{Events, decode};
 use crate::{Error, Netns, raw};
@@ -15,6 +20,59 @@ use crate::{Error, Netns, raw};
 const PATIENCE: Duration = Duration::from_secs(30);
 /// `NLMSGERR_ATTR_MSG`: the text of an extended acknowledgement.
 const EXT_ACK_TEXT: u16 = 1;
+
+/// A message as bytes: the packet crate's own form of a link has no place for what a driver does not report about a VF
+/// (see `pf`), and one socket serves both.
+#[derive(Debug, Clone)]
+pub(super) struct Wire {
+    kind: u16,
+    body: Vec<u8>,
+}
+
+impl Wire {
+    fn of(message: &Message) -> Self {
+        let mut body = vec![0; message.buffer_len()];
+        message.serialize(&mut body);
+        Self { kind: message.message_type(), body }
+    }
+}
+
+impl NetlinkSerializable for Wire {
+    fn message_type(&self) -> u16 {
+        self.kind
+    }
+
+    fn buffer_len(&self) -> usize {
+        self.body.len()
+    }
+
+    fn serialize(&self, buffer: &mut [u8]) {
+        buffer.copy_from_slice(&self.body);
+    }
+}
+
+impl NetlinkDeserializable for Wire {
+    type Error = DecodeError;
+
+    fn deserialize(header: &NetlinkHeader, payload: &[u8]) -> Result<Self, DecodeError> {
+        Ok(Self { kind: header.message_type, body: payload.to_vec() })
+    }
+}
+
+impl From<Wire> for NetlinkPayload<Wire> {
+    fn from(message: Wire) -> Self {
+        NetlinkPayload::InnerMessage(message)
+    }
+}
+
+/// An answer as it came.
+pub(super) struct Reply {
+    pub(super) header: NetlinkHeader,
+    pub(super) body: Vec<u8>,
+}
+
+/// The way to a socket that a [`Task`] drives.
+pub(super) type Handle = ConnectionHandle<Wire>;
 
 /// A task that drives a socket, ended when dropped. An open socket keeps its namespace alive, and a VF inside does not
 /// come back to the host before the last one is closed.
@@ -33,8 +91,8 @@ impl Drop for Task {
 }
 
 /// Opens a request socket inside the namespace; gives the namespace with its cookie, which the socket tells.
-pub(super) fn open(netns: &Netns) -> Result<(rtnetlink::Handle, Task, Netns), Error> {
-    let (mut connection, handle, _) = inside(netns, rtnetlink::new_connection)?;
+pub(super) fn open(netns: &Netns) -> Result<(Handle, Task, Netns), Error> {
+    let (mut connection, handle, _) = inside(netns, || rtnetlink::proto::new_connection::<Wire>(NETLINK_ROUTE))?;
     let socket = connection.socket_mut().socket_mut();
     // Both are a bonus: strict checking came with 4.20, extended acknowledgements with 4.12.
     if let Err(error) = socket.set_netlink_get_strict_chk(true) {
@@ -61,7 +119,7 @@ pub(super) fn open_events(netns: &Netns) -> Result<(Events, Task), Error> {
 }
 
 /// Makes a socket on a thread inside the namespace; the runtime that will drive it is the caller's.
-pub(super) fn inside<T: Send>(netns: &Netns, make: impl FnOnce() -> std::io::Result<T> + Send) -> Result<T, Error> {
+fn inside<T: Send>(netns: &Netns, make: impl FnOnce() -> std::io::Result<T> + Send) -> Result<T, Error> {
     let step = "open a netlink socket";
     let runtime = tokio::runtime::Handle::try_current()
         .map_err(|error| Error::Socket { step, source: std::io::Error::other(error) })?;
@@ -71,52 +129,59 @@ pub(super) fn inside<T: Send>(netns: &Netns, make: impl FnOnce() -> std::io::Res
     })
 }
 
-/// Sends one message and collects the answers. A dump that the kernel marks as inconsistent is asked for again.
+/// Sends one message and collects the answers.
 pub(super) async fn request(
-    handle: &rtnetlink::Handle,
+    handle: &Handle,
     message: Message,
     flags: u16,
     step: &str,
     object: &str,
 ) -> Result<Vec<Message>, Error> {
+    let answer = |what: String| Error::Answer { step: step.to_owned(), object: object.to_owned(), what };
+    let replies = request_raw(handle, &message, flags, step, object).await?;
+    let read = |Reply { header, body }: Reply| Message::deserialize(&header, &body);
+    replies.into_iter().map(read).collect::<Result<_, _>>().map_err(|error| answer(error.to_string()))
+}
+
+/// Sends one message and collects the answers as they are. A dump that the kernel marks as inconsistent is asked for
+/// again.
+pub(super) async fn request_raw(
+    handle: &Handle,
+    message: &Message,
+    flags: u16,
+    step: &str,
+    object: &str,
+) -> Result<Vec<Reply>, Error> {
     const ATTEMPTS: u32 = 5;
     let answer = |what: String| Error::Answer { step: step.to_owned(), object: object.to_owned(), what };
     for _ in 0..ATTEMPTS {
-        let mut request = NetlinkMessage::from(message.clone());
+        let mut request = NetlinkMessage::from(Wire::of(message));
         request.header.flags = NLM_F_REQUEST | flags;
-        let exchange = exchange(handle, request);
-        let replies = tokio::time::timeout(PATIENCE, exchange)
+        let stream = handle.request(request, SocketAddr::new(0, 0)).map_err(|error| answer(error.to_string()))?;
+        let replies: Vec<NetlinkMessage<Wire>> = tokio::time::timeout(PATIENCE, stream.collect())
             .await
-            .map_err(|_| answer(format!("nothing came within {} s", PATIENCE.as_secs())))?
-            .map_err(|error| answer(error.to_string()))?;
+            .map_err(|_| answer(format!("nothing came within {} s", PATIENCE.as_secs())))?;
         let interrupted = flags & NLM_F_DUMP == NLM_F_DUMP
             && replies.iter().any(|reply| reply.header.flags & netlink_packet_core::NLM_F_DUMP_INTR != 0);
         if interrupted {
             continue;
         }
-        let mut messages = Vec::with_capacity(replies.len());
+        let mut found = Vec::with_capacity(replies.len());
         for reply in replies {
             match reply.payload {
-                NetlinkPayload::InnerMessage(message) => messages.push(message),
+                NetlinkPayload::InnerMessage(Wire { body, .. }) => found.push(Reply { header: reply.header, body }),
                 NetlinkPayload::Error(error) if error.code.is_some() => return Err(refusal(&error, step, object)),
                 NetlinkPayload::Overrun(_) => return Err(answer("the receive buffer overran".to_owned())),
                 _ => {}
             }
         }
-        return Ok(messages);
+        return Ok(found);
     }
     Err(answer(format!("the state changed during each of {ATTEMPTS} dumps")))
 }
 
-async fn exchange(
-    handle: &rtnetlink::Handle,
-    request: NetlinkMessage<Message>,
-) -> Result<Vec<NetlinkMessage<Message>>, rtnetlink::Error> {
-    Ok(handle.clone().request(request)?.collect().await)
-}
-
 /// The kernel's error with its text.
-pub(super) fn refusal(error: &ErrorMessage, step: &str, object: &str) -> Error {
+fn refusal(error: &ErrorMessage, step: &str, object: &str) -> Error {
     Error::Kernel {
         step: step.to_owned(),
         object: object.to_owned(),

@@ -18,7 +18,7 @@ use netlink_packet_route::link::{LinkAttribute, LinkMessage};
 use netlink_packet_route::route::RouteMessage;
 use nix::errno::Errno;
 use rtnetlink::LinkUnspec;
-use tokio::sync::{Mutex, OnceCell};
+use tokio::sync::Mutex;
 
 use crate::{
     Address, Error, IfName, Link, LinkChange, Links, Netns, NewAddress, PfReport, Route, Sysctl, VfSetting,
@@ -32,9 +32,7 @@ type Events = Pin<Box<dyn Stream<Item = Option<(u32, bool)>> + Send>>;
 /// ever, so nothing has to be "entered" afterwards. Needs a tokio runtime with I/O and time, of any flavour.
 pub struct Rtnl {
     netns: Netns,
-    handle: rtnetlink::Handle,
-    /// A second socket for PF reports, whose typed form has no place for "not reported"; opened when first needed.
-    raw: OnceCell<(pf::RawHandle, conn::Task)>,
+    handle: conn::Handle,
     events: Mutex<Option<(Events, conn::Task)>>,
     _task: conn::Task,
 }
@@ -49,7 +47,7 @@ impl Rtnl {
     /// Opens a socket inside `netns`. Must be called within a tokio runtime.
     pub fn open(netns: &Netns) -> Result<Self, Error> {
         let (handle, task, netns) = conn::open(netns)?;
-        Ok(Self { netns, handle, raw: OnceCell::new(), events: Mutex::new(None), _task: task })
+        Ok(Self { netns, handle, events: Mutex::new(None), _task: task })
     }
 
     /// The namespace; it knows its cookie.
@@ -121,8 +119,7 @@ impl Links for Rtnl {
     }
 
     async fn pf_report(&self, pf: u32) -> Result<PfReport, Error> {
-        let (raw, _) = self.raw.get_or_try_init(|| async { pf::open(&self.netns) }).await?;
-        pf::report(raw, pf).await
+        pf::report(&self.handle, pf).await
     }
 
     async fn set_vf(&self, pf: u32, vf: u32, settings: &[VfSetting]) -> Result<(), Error> {

@@ -1,24 +1,14 @@
 //! A PF's report about its VFs. The packet crate reads the attributes into booleans and so loses "not reported"
 //! (0xffffffff); here they are read from the bytes (linux/if_link.h, IFLA_VF_*).
 
-use std::time::Duration;
-
-use futures_util::StreamExt;
-use netlink_packet_core::{
-    DecodeError, Emitable, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader, NetlinkMessage, NetlinkPayload,
-    NetlinkSerializable, NlasIterator, Parseable,
-};
+use netlink_packet_core::{DecodeError, NlasIterator, Parseable};
+use netlink_packet_route::RouteNetlinkMessage as Message;
 use netlink_packet_route::link::{LinkAttribute, LinkExtentMask, LinkMessage};
-use rtnetlink::proto::ConnectionHandle;
-use rtnetlink::sys::SocketAddr;
-use rtnetlink::sys::protocols::NETLINK_ROUTE;
 
 use super::{conn, decode, link_message};
-use crate::{Error, LinkState, MacAddr, Netns, PfReport, VfReport, VfVlan, VlanProto};
+use crate::{Error, LinkState, MacAddr, PfReport, VfReport, VfVlan, VlanProto};
 
-const PATIENCE: Duration = Duration::from_secs(30);
 const RTM_NEWLINK: u16 = 16;
-const RTM_GETLINK: u16 = 18;
 /// struct ifinfomsg.
 const HEADER_LEN: usize = 16;
 const IFLA_VFINFO_LIST: u16 = 22;
@@ -36,73 +26,17 @@ const ETH_P_8021AD: u16 = 0x88a8;
 /// What the kernel presets where a driver may stay silent.
 const NOT_REPORTED: u32 = u32::MAX;
 
-/// A link message as bytes.
-#[derive(Debug, Clone)]
-pub(super) struct RawLink {
-    kind: u16,
-    body: Vec<u8>,
-}
-
-impl NetlinkSerializable for RawLink {
-    fn message_type(&self) -> u16 {
-        self.kind
-    }
-
-    fn buffer_len(&self) -> usize {
-        self.body.len()
-    }
-
-    fn serialize(&self, buffer: &mut [u8]) {
-        buffer.copy_from_slice(&self.body);
-    }
-}
-
-impl NetlinkDeserializable for RawLink {
-    type Error = DecodeError;
-
-    fn deserialize(header: &NetlinkHeader, payload: &[u8]) -> Result<Self, DecodeError> {
-        Ok(Self { kind: header.message_type, body: payload.to_vec() })
-    }
-}
-
-impl From<RawLink> for NetlinkPayload<RawLink> {
-    fn from(message: RawLink) -> Self {
-        NetlinkPayload::InnerMessage(message)
-    }
-}
-
-pub(super) type RawHandle = ConnectionHandle<RawLink>;
-
-pub(super) fn open(netns: &Netns) -> Result<(RawHandle, conn::Task), Error> {
-    let (connection, handle, _) = conn::inside(netns, || rtnetlink::proto::new_connection::<RawLink>(NETLINK_ROUTE))?;
-    Ok((handle, conn::Task::spawn(connection)))
-}
-
-pub(super) async fn report(handle: &RawHandle, pf: u32) -> Result<PfReport, Error> {
+pub(super) async fn report(handle: &conn::Handle, pf: u32) -> Result<PfReport, Error> {
     const STEP: &str = "read a PF and its VFs";
     let object = format!("link {pf}");
     let answer = |what: String| Error::Answer { step: STEP.to_owned(), object: object.clone(), what };
     // Statistics would triple the size of the answer and are of no use here.
     let mask = vec![LinkExtentMask::Vf, LinkExtentMask::SkipStats];
-    let query = link_message(pf, vec![LinkAttribute::ExtMask(mask)]);
-    let mut body = vec![0; query.buffer_len()];
-    query.emit(&mut body);
-    let mut request = NetlinkMessage::from(RawLink { kind: RTM_GETLINK, body });
-    request.header.flags = NLM_F_REQUEST;
-    let stream = handle.request(request, SocketAddr::new(0, 0)).map_err(|error| answer(error.to_string()))?;
-    let replies: Vec<_> = tokio::time::timeout(PATIENCE, stream.collect())
-        .await
-        .map_err(|_| answer(format!("nothing came within {} s", PATIENCE.as_secs())))?;
-    for reply in replies {
-        match reply.payload {
-            NetlinkPayload::InnerMessage(raw) if raw.kind == RTM_NEWLINK => {
-                return parse(&raw.body).map_err(|error| answer(error.to_string()));
-            }
-            NetlinkPayload::Error(error) if error.code.is_some() => return Err(conn::refusal(&error, STEP, &object)),
-            _ => {}
-        }
-    }
-    Err(answer("no link in the answer".to_owned()))
+    let query = Message::GetLink(link_message(pf, vec![LinkAttribute::ExtMask(mask)]));
+    let replies = conn::request_raw(handle, &query, 0, STEP, &object).await?;
+    let link = replies.iter().find(|reply| reply.header.message_type == RTM_NEWLINK);
+    let link = link.ok_or_else(|| answer("no link in the answer".to_owned()))?;
+    parse(&link.body).map_err(|error| answer(error.to_string()))
 }
 
 fn parse(body: &[u8]) -> Result<PfReport, DecodeError> {

@@ -98,7 +98,8 @@ impl Engine {
             return Ok(());
         }
         tracing::warn!(vf = %pci, "removing a lease that cannot be read: the VF is at home");
-        SriovCni::of_node().forget_dead(pci)?;
+        // Its namespace's path may be another one's in this boot; nobody has what lies in the host.
+        SriovCni::of_node().forget_holder(pci)?;
         Ok(leases.forget_torn(&lock)?)
     }
 

@@ -57,16 +57,16 @@ impl Engine {
         Ok(())
     }
 
-    /// Refuses a VF that a pod of sriov-cni's holds. What names the namespace of our own lease, or of the record when the
-    /// lease is torn, we wrote ourselves.
+    /// Refuses a VF that a pod of sriov-cni's holds. What names the namespace of our own lease we wrote ourselves, after
+    /// the lease; so we did if the lease is there and torn by a power cut, whatever has that path in this boot.
     pub(super) fn refuse_what_sriov_cni_holds(&self, pci: PciAddress) -> Result<(), Error> {
         let leases = self.leases();
-        let ours = match leases.owner(pci)? {
-            Some(owner) => Some(owner.netns.path),
-            None if leases.is_torn(pci)? => self.record_of_vf(pci)?.map(|record| record.netns.into()),
-            None => None,
-        };
-        Ok(SriovCni::of_node().refuse_if_held(pci, ours.as_deref())?)
+        let owner = leases.owner(pci)?;
+        if owner.is_none() && leases.is_torn(pci)? {
+            return Ok(());
+        }
+        let ours = owner.as_ref().map(|owner| owner.netns.path.as_path());
+        Ok(SriovCni::of_node().refuse_if_held(pci, ours)?)
     }
 
     /// Gives back the VF that sriov-cni's file names, unless somebody else has it by now.

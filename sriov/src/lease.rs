@@ -75,6 +75,8 @@ impl Leases {
             let held = file.metadata().map_err(|e| failed("look at", e))?;
             match fs::metadata(&path) {
                 Ok(there) if (there.dev(), there.ino()) == (held.dev(), held.ino()) => {
+                    // Of a writer that was killed: under the lock there is no other.
+                    let _ = fs::remove_file(self.draft(pci));
                     return Ok(VfLock { pci, _file: file });
                 }
                 Ok(_) => {}
@@ -110,15 +112,13 @@ impl Leases {
         fs::create_dir_all(self.directory()).map_err(|e| failed("make the directory of", e))?;
         let json = serde_json::to_vec(owner).map_err(|e| failed("write", io::Error::other(e)))?;
         // Under the lock there is one writer, so the temporary name needs no randomness.
-        let temporary = path.with_extension("tmp");
+        let temporary = self.draft(lock.pci);
         write_new(&temporary, &json).map_err(|e| failed("write", e))?;
         fs::rename(&temporary, &path).map_err(|e| failed("put in place", e))
     }
 
     /// Gives the VF up if the call still holds it; false if it holds it no more, and then nothing is touched.
     pub fn release(&self, lock: &VfLock, call: &str) -> Result<bool, Error> {
-        // Of a writer that was killed; under the lock there is no other. The next one would replace it.
-        let _ = fs::remove_file(self.path(lock.pci).with_extension("tmp"));
         match self.read(lock.pci)? {
             Lease::Held(holder) if holder.call == call => self.remove(lock).map(|()| true),
             Lease::Held(_) | Lease::None | Lease::Unreadable => Ok(false),
@@ -143,7 +143,7 @@ impl Leases {
         }
     }
 
-    /// The VFs that have a lease, in order.
+    /// The VFs that have a lease, or the draft of one, in order. A draft is gone once its VF was locked.
     pub fn list(&self) -> Result<Vec<PciAddress>, Error> {
         let directory = self.directory();
         let failed = |source| Error::Lease { step: "list", path: directory.clone(), source };
@@ -155,10 +155,11 @@ impl Leases {
         let mut found = Vec::new();
         for entry in entries {
             let name = entry.map_err(failed)?.file_name();
-            let pci = name.to_str().and_then(|name| name.strip_suffix(".json"));
+            let pci = name.to_str().and_then(|name| name.strip_suffix(".json").or(name.strip_suffix(".tmp")));
             found.extend(pci.and_then(|pci| PciAddress::try_from(pci).ok()));
         }
         found.sort();
+        found.dedup();
         Ok(found)
     }
 
@@ -186,6 +187,11 @@ impl Leases {
 
     fn path(&self, pci: PciAddress) -> PathBuf {
         self.directory().join(format!("{pci}.json"))
+    }
+
+    /// Where a lease is written before it gets its name.
+    fn draft(&self, pci: PciAddress) -> PathBuf {
+        self.path(pci).with_extension("tmp")
     }
 
     fn read(&self, pci: PciAddress) -> Result<Lease, Error> {

@@ -104,6 +104,21 @@ fn a_dead_owner_is_handed_to_the_caller_and_replaced_only_when_taken() {
 }
 
 #[test]
+fn the_draft_of_a_killed_writer_is_listed_and_goes_with_the_next_lock() {
+    isolated(|dir| async move {
+        let leases = leases(dir.path(), "boot-1");
+        let vfs = dir.path().join("state/vfs");
+        fs::create_dir_all(&vfs).unwrap();
+        fs::write(vfs.join("0000:01:10.2.tmp"), "{\"call\":").unwrap();
+        assert_eq!(leases.list().unwrap(), [vf()]);
+        assert_eq!(leases.owner(vf()).unwrap(), None);
+        drop(leases.lock(vf(), SOON).await.unwrap());
+        assert_eq!(leases.list().unwrap(), []);
+        assert_eq!(fs::read_dir(vfs).unwrap().count(), 0);
+    });
+}
+
+#[test]
 fn nothing_survives_a_reboot_or_a_torn_file() {
     isolated(|dir| async move {
         let before = leases(dir.path(), "boot-1");

@@ -71,12 +71,15 @@ impl Engine {
     async fn collect_foreign(&self, pci: PciAddress, owner: &Owner) -> Result<(), Error> {
         let leases = self.leases();
         let lock = leases.lock(pci, LOCK_PATIENCE).await?;
+        let sriov_cni = SriovCni::of_node();
+        let _their_lock = sriov_cni.lock(pci, LOCK_PATIENCE).await?;
         if leases.owner(pci)?.as_ref() != Some(owner) {
             return Ok(());
         }
         if let Some(original) = owner.original.as_ref().filter(|_| owner.boot_id == self.boot_id) {
             self.bring_back(original, None, Some(&owner.netns)).await?;
         }
+        sriov_cni.forget_dead(pci)?;
         leases.release(&lock, &owner.call)?;
         Ok(())
     }
@@ -107,6 +110,7 @@ impl Engine {
     async fn collect_marked(&self, pci: PciAddress) -> Result<(), Error> {
         let leases = self.leases();
         let lock = leases.lock(pci, LOCK_PATIENCE).await?;
+        let _their_lock = SriovCni::of_node().lock(pci, LOCK_PATIENCE).await?;
         // Looked at without the lock before: whoever was at work on it has a lease.
         if leases.owner(pci)?.is_some() || leases.is_torn(pci)? || self.record_of_vf(pci)?.is_some() {
             return Ok(());

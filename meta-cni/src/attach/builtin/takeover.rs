@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use sandbox::{Netns, NetnsId, Rtnl, namespace_of_device};
-use sriov::{Original, Owner, PciAddress, Standing, VfLock, original_by_alias, restore_from_anywhere};
+use sriov::{Original, Owner, PciAddress, SriovCni, Standing, VfLock, original_by_alias, restore_from_anywhere};
 
 use super::{lease_key, sysfs};
 use crate::{
@@ -158,6 +158,7 @@ impl Engine {
         let leases = self.leases();
         leases.take(lock, &repair)?;
         self.bring_back(&original, None, None).await?;
+        SriovCni::of_node().forget_dead(pci)?;
         leases.release(lock, REPAIR)?;
         Ok(())
     }

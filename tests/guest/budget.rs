@@ -89,7 +89,8 @@ fn a_vf_with_vlan_spoofchk_trust_and_one_address_takes_ten_messages() {
     let lease: Value = serde_json::from_str(&lease).unwrap();
     assert!(lease["netns"]["cookie"].as_u64().is_some(), "{:#}", lease["netns"]);
     let net1 = Interface::find(&vf, "net1").unwrap();
-    assert_eq!(net1.link["ifalias"], "meta-cni: default/p net1 of container p");
+    let alias = format!("meta-cni: default/p net1 of container p; was {} {} mtu 1500", node.a[1].name, node.a[1].mac);
+    assert_eq!(net1.link["ifalias"], alias);
     assert_eq!(net1.addresses(), ["10.11.0.7/24"]);
     assert!(net1.routes.iter().any(|route| route["dst"] == "10.12.0.0/16"), "{:?}", net1.routes);
     let row = node.a[1].row();

@@ -10,6 +10,7 @@ use nix::mount::{MsFlags, mount, umount};
 use serde_json::{Value, json};
 
 use crate::{
+    face,
     harness::{Interface, ip, ip_in, names, ping},
     node::{Node, Vf, eventually, pool, sriov},
 };
@@ -229,6 +230,26 @@ fn a_dummy_interface_carries_what_the_application_wants_to_read() {
     assert!(text.contains("cannot be named net1: the pod already has an interface of that name"), "{text}");
     assert_eq!(names("/var/lib/cni/networks/fast").iter().filter(|name| name.starts_with("10.")).count(), 0);
     assert!(Interface::find(&netns, "net1").is_some(), "it was the pod's");
+    node.assert_as_before();
+}
+
+#[test]
+fn the_drop_in_does_the_same_for_a_vfio_vf() {
+    let mut node = face::node();
+    let vf = node.a[6].clone();
+    let _bound = Vfio::bind(&vf);
+    node.look_again();
+    let netns = node.world.netns();
+    let conf = face::with(face::conf(&vf), json!({"mac": MAC, "vlan": 100, "ipam": pool()}));
+    let result = face::call(&node, "ADD", "p", &netns, &conf).ok();
+    let interface = json!({"name": "net1", "mac": MAC, "mtu": 1500, "sandbox": netns, "pciID": vf.pci});
+    assert_eq!((&result["interfaces"], &result["ips"][0]["address"]), (&json!([interface]), &json!("10.11.0.2/24")));
+    assert!(Interface::find(&netns, "net1").is_none());
+    assert_eq!(vf.row()["vlan_list"][0]["vlan"], 100);
+    let mut conf_of_check = conf.clone();
+    conf_of_check["prevResult"] = result;
+    face::call(&node, "CHECK", "p", &netns, &conf_of_check).ok();
+    face::call(&node, "DEL", "p", &netns, &conf).ok();
     node.assert_as_before();
 }
 

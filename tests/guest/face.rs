@@ -68,7 +68,7 @@ pub(crate) fn cnitool_ok(node: &Node, verb: &str, netns: &str, conf: &Value, env
 fn seen(vf: &Vf, netns: &str) -> (Value, Value, Vec<String>) {
     let found = Interface::find(netns, "net1").expect("net1");
     let mut link = found.link.clone();
-    for key in ["ifindex", "addr_info", "operstate", "flags"] {
+    for key in ["ifindex", "ifalias", "addr_info", "operstate", "flags"] {
         link.as_object_mut().unwrap().remove(key);
     }
     (vf.row(), link, found.addresses())

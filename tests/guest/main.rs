@@ -13,6 +13,7 @@ mod comparison;
 mod concurrency;
 mod crash;
 mod deletion;
+mod drop_in;
 mod eviction;
 mod face;
 mod kinds;

@@ -10,7 +10,9 @@ use serde::Deserialize;
 
 use super::SriovCni;
 use crate::locate::{Place, locate};
-use crate::{Error, Original, OriginalNetdev, OriginalPf, PciAddress, Sysfs, VfDevice, restore_from_anywhere};
+use crate::{
+    Error, Original, OriginalNetdev, OriginalPf, PciAddress, Sysfs, VfDevice, is_owner_alias, restore_from_anywhere,
+};
 
 /// ETH_P_8021AD, as sriov-cni keeps the kind of tag, and with its bytes swapped, as it does on s390x. 0 in files of
 /// releases that knew 802.1q alone.
@@ -209,7 +211,8 @@ impl Cached {
             index: found.index,
             name,
             altnames: found.altnames.clone(),
-            alias: found.alias.clone(),
+            // One of ours is of an attachment that was never undone, and which sriov-cni did not look at.
+            alias: found.alias.clone().filter(|alias| !is_owner_alias(Some(alias))),
             mac,
             // igbvf reports the address that was set last for the one burnt in: the other one is wanted back.
             perm_mac: found.perm_mac.map(|perm| if sets_mac == Some(perm) { mac } else { perm }),

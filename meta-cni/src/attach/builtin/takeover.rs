@@ -13,6 +13,7 @@ use crate::{
         record::{Entry, Record},
     },
     cni::Error,
+    face::Face,
     node::kubelet,
 };
 
@@ -58,6 +59,10 @@ impl Engine {
     /// Whether the living owner of a VF has lost it: kubelet gives it to the pod of `record` and to no other pod. What a
     /// person wrote into a definition gives no such right.
     async fn is_out(&self, pci: PciAddress, holder: &Owner, record: &Record) -> Result<bool, Error> {
+        if self.face == Face::Sriov {
+            // A plugin alone is not told whether its device is kubelet's word or a person's.
+            return Ok(false);
+        }
         let device = record.additions.device.as_deref().filter(|device| *device == pci.to_string());
         let (Some(device), Some(pod)) = (device, &record.pod) else { return Ok(false) };
         if holder.call.split(':').any(|part| part == record.call.container) {

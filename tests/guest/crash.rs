@@ -76,13 +76,6 @@ impl Scene {
         self.node.call(if verb == Killed::Add { "ADD" } else { "DEL" }, "p", &self.netns)
     }
 
-    fn gc(&self) {
-        let mut conf = self.node.conf.clone();
-        conf["cniVersion"] = json!("1.1.0");
-        conf["cni.dev/valid-attachments"] = json!([]);
-        self.node.world.call("GC", "", "", &conf).ok();
-    }
-
     /// Forgets all directories of ours, which are empty or hold only what may stay: on a fresh node the points are the
     /// same each time, and more.
     fn freshen(&self) {
@@ -135,7 +128,7 @@ impl Scene {
             }
             Then::Gc => {
                 self.node.world.delete_netns(&self.netns);
-                self.gc();
+                self.node.gc();
                 assert_eq!(names("/var/lib/cni/meta-cni/confs"), Vec::<String>::new(), "configurations");
                 self.netns = self.node.world.netns();
             }

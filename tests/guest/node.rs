@@ -140,6 +140,14 @@ impl Node {
         assert_eq!(text.split("; ").next(), Some(expected.as_str()), "{text}");
     }
 
+    /// GC by a runtime that knows of no attachment.
+    pub(crate) fn gc(&self) {
+        let mut conf = self.conf.clone();
+        conf["cniVersion"] = json!("1.1.0");
+        conf["cni.dev/valid-attachments"] = json!([]);
+        self.world.call("GC", "", "", &conf).ok();
+    }
+
     /// The entry of network-status for an interface of a pod.
     pub(crate) fn status(&self, pod: &str, interface: &str) -> Value {
         let status = self.world.status(pod).unwrap_or_else(|| panic!("no network-status of {pod}"));

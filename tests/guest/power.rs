@@ -60,27 +60,20 @@ fn describe(path: &Path) -> String {
     format!("{} ({length})", path.file_name().unwrap_or_default().display())
 }
 
-fn gc(node: &Node) {
-    let mut conf = node.conf.clone();
-    conf["cniVersion"] = json!("1.1.0");
-    conf["cni.dev/valid-attachments"] = json!([]);
-    node.world.call("GC", "", "", &conf).ok();
-}
-
 fn all_vfs(node: &Node) -> Vec<Vf> {
     node.a.iter().chain(&node.b).cloned().collect()
 }
 
 fn give_back(node: &Node, how: &str) {
     match how {
-        "gc" => gc(node),
+        "gc" => node.gc(),
         "del" => {
             for container in names(SANDBOXES) {
                 let pod = container.split('-').next().unwrap();
                 node.world.call("DEL", &container, "", &node.conf).pod(pod).ok();
             }
             // Of leases alone, without a record, the runtime knows nothing.
-            gc(node);
+            node.gc();
         }
         "add" => {
             let vfs = all_vfs(node);
@@ -94,7 +87,7 @@ fn give_back(node: &Node, how: &str) {
             for (pod, netns) in &pods {
                 node.del(pod, netns);
             }
-            gc(node);
+            node.gc();
         }
         _ => panic!("usage: power SEED gc|del|add [churn]"),
     }

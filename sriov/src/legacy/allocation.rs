@@ -48,8 +48,9 @@ impl SriovCni {
         }
     }
 
-    /// Says that the namespace holds the VF, whoever held it before: one that is dead is forgotten so. In place, as sriov-cni writes it: a torn path leads nowhere and counts as
-    /// dead, while a temporary name in this directory would be another VF's to it.
+    /// Says that the namespace holds the VF, whoever held it before: one that is dead is forgotten so. In place, as
+    /// sriov-cni writes it: a torn path leads nowhere and counts as dead, while a temporary name in this directory would be
+    /// another VF's to it.
     pub fn hold(&self, pci: PciAddress, netns: &Path) -> Result<(), Error> {
         let path = self.allocation(pci);
         fs::write(&path, netns.as_os_str().as_bytes()).map_err(|source| Error::Lease { step: "write", path, source })
@@ -65,6 +66,14 @@ impl SriovCni {
 
     fn allocation(&self, pci: PciAddress) -> PathBuf {
         self.root.join("pci").join(pci.to_string())
+    }
+
+    /// Removes what is said of a holder that is dead.
+    pub fn forget_dead(&self, pci: PciAddress) -> Result<(), Error> {
+        match self.refuse_if_held(pci, None) {
+            Err(Error::Allocated { .. }) => Ok(()),
+            free => free.and_then(|()| self.forget_holder(pci)),
+        }
     }
 
     /// Takes it back, whoever is said to hold the VF.
@@ -126,7 +135,12 @@ mod tests {
         for netns in ["/nowhere/ns", "/proc/self/status"] {
             files.hold(vf(), Path::new(netns)).unwrap();
             files.refuse_if_held(vf(), None).unwrap();
+            files.forget_dead(vf()).unwrap();
+            assert_eq!(files.holder(vf()).unwrap(), None, "{netns}");
         }
+        files.hold(vf(), Path::new("/proc/self/ns/net")).unwrap();
+        files.forget_dead(vf()).unwrap();
+        assert!(files.holder(vf()).unwrap().is_some(), "it lives");
         files.forget_holder(vf()).unwrap();
         assert_eq!(files.holder(vf()).unwrap(), None);
         files.hold(vf(), Path::new("")).unwrap();

@@ -243,8 +243,9 @@ fn a_vf_in_use_is_refused_whoever_has_it() {
     node.network("net-a", "bed.test/vf", &json!({"cniVersion": "1.0.0", "type": "sriov"}));
     let busy = format!("pci address {} is already allocated", vf.pci);
 
-    // The drop-in has it: refused to another container, to itself, and to the meta plugin.
-    let one = node.world.netns();
+    // The drop-in has it: refused to another container, to itself, and to the meta plugin. (Were its pod not one that
+    // kubelet gave the VF to, the meta plugin would take it for out.)
+    let one = node.pod("one", "", &[("bed.test/vf", vf)]);
     let mine = with(conf(vf), json!({"mac": MAC}));
     call(&node, "ADD", "one", &one, &mine).ok();
     let two = node.world.netns();

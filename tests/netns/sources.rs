@@ -6,8 +6,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Where something is waited for that tells nobody when it is done: other programs, asked again after a pause, each with
-/// a limit. Everything of the kernel's is waited for by its events.
+/// Where something is waited for that tells nobody when it is done: other programs, asked again after a pause that
+/// grows, each with a limit. Everything of the kernel's is waited for by its events.
 const PAUSES: [(&str, &str); 5] = [
     ("meta-cni/src/attach/lock.rs", "another verb's lock, beside which the plugins it left running are looked at"),
     ("meta-cni/src/attach/primary.rs", "files of the primary network's daemon"),

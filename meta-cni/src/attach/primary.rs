@@ -16,8 +16,9 @@ use crate::{
 
 /// Where Flannel's plugin looks for its subnet, unless its configuration says otherwise.
 const SUBNET_FILE: &str = "/run/flannel/subnet.env";
-/// How often a file that is not there yet is looked for.
-const POLL: Duration = Duration::from_millis(100);
+/// After which time a file that is not there yet is looked for again: the first time, and at most.
+const FIRST_PAUSE: Duration = Duration::from_millis(20);
+const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 /// Where Multus looks for a definition of the primary network that names no namespace.
 const DEFINITION_NAMESPACE: &str = "kube-system";
 
@@ -143,6 +144,7 @@ pub(super) async fn ready_networks(
     deadline: Instant,
 ) -> Result<Vec<PluginList>, Error> {
     let give_up = deadline.min(Instant::now() + settings.readiness_timeout);
+    let mut pause = FIRST_PAUSE;
     loop {
         let waiting_for = match networks(settings, cluster).await {
             Ok(lists) => match lists.first().and_then(|primary| missing(primary, settings)) {
@@ -152,9 +154,10 @@ pub(super) async fn ready_networks(
             Err(error @ Error::TryLater(_)) => error,
             Err(error) => return Err(error),
         };
-        if Instant::now() + POLL >= give_up {
+        if Instant::now() + pause >= give_up {
             return Err(waiting_for);
         }
-        sleep(POLL).await;
+        sleep(pause).await;
+        pause = (pause * 2).min(LONGEST_PAUSE);
     }
 }

@@ -86,6 +86,7 @@ impl Execution<'_> {
 
     async fn spawn(&self) -> Result<(Child, Option<ProcessGroup>), Error> {
         let give_up = Instant::now() + BUSY_LIMIT;
+        let mut pause = Duration::from_millis(5);
         loop {
             let before = boot_ticks();
             let spawned = Command::new(self.program)
@@ -102,7 +103,8 @@ impl Execution<'_> {
                     return Ok((child, group));
                 }
                 Err(error) if error.kind() == std::io::ErrorKind::ExecutableFileBusy && Instant::now() < give_up => {
-                    sleep(Duration::from_millis(50)).await;
+                    sleep(pause).await;
+                    pause = (pause * 2).min(Duration::from_millis(200));
                 }
                 Err(source) => return Err(Error::io("execute", self.program.display(), source)),
             }

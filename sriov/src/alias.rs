@@ -1,7 +1,7 @@
 //! The alias of a VF while it is in a pod: it names the owner to whoever looks, and carries what a repair needs that
 //! finds neither record nor lease.
 
-use sandbox::{Links, MacAddr};
+use sandbox::{IfName, Links, MacAddr};
 
 use crate::{Error, Original, PciAddress, Sysfs, Wanted, find};
 
@@ -82,7 +82,9 @@ impl Was {
     fn parse(alias: &str) -> Option<Self> {
         let (_, state) = alias.rsplit_once(WAS)?;
         let mut words = state.split(' ');
-        let (name, mac) = (words.next()?.to_owned(), words.next()?.parse().ok()?);
+        // A pod may have rewritten its VF's alias: only what an interface can have is believed.
+        let name = IfName::try_from(words.next()?.to_owned()).ok()?.to_string();
+        let mac = words.next()?.parse().ok().filter(|mac: &MacAddr| !mac.is_multicast() && *mac != MacAddr::ZERO)?;
         let mtu = (words.next()? == "mtu").then(|| words.next()?.parse().ok()).flatten()?;
         let mut rest = words.peekable();
         let up = rest.next_if_eq(&"up").is_some();
@@ -113,6 +115,8 @@ mod tests {
             ("; was eth0v1 52:54:00:00:00:01 mtu 1500 pf", None),
             ("; was eth0v1 52:54:00:00:00:01 mtu 1500 and more", None),
             ("meta-cni: default/p net1", None),
+            ("; was ../eth0v1 52:54:00:00:00:01 mtu 1500", None),
+            ("; was eth0v1 01:54:00:00:00:01 mtu 1500", None),
         ];
         for (alias, wanted) in cases {
             assert_eq!(Was::parse(alias), wanted, "{alias}");

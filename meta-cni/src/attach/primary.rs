@@ -154,10 +154,11 @@ pub(super) async fn ready_networks(
             Err(error @ Error::TryLater(_)) => error,
             Err(error) => return Err(error),
         };
-        if Instant::now() + pause >= give_up {
+        let left = give_up.saturating_duration_since(Instant::now());
+        if left.is_zero() {
             return Err(waiting_for);
         }
-        sleep(pause).await;
+        sleep(pause.min(left)).await;
         pause = (pause * 2).min(LONGEST_PAUSE);
     }
 }

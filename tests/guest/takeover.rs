@@ -190,6 +190,32 @@ fn our_late_del_leaves_the_vf_of_a_pod_of_sriov_cnis_alone() {
 }
 
 #[test]
+fn gc_gives_back_what_sriov_cni_lost_and_touches_no_vf_that_is_at_home() {
+    let mut node = node();
+    let (lost, home) = (node.a[1].clone(), node.a[2].clone());
+    let netns = attached(&node, &lost, "c", &cache(&lost));
+    // A file of an earlier boot, in which the VF had another address.
+    let mut stale = cache(&home);
+    stale["OrigVfState"]["EffectiveMAC"] = json!("02:00:00:00:00:99");
+    fs::write(format!("{DIRECTORY}/old-net1"), stale.to_string()).unwrap();
+    fs::write(format!("{DIRECTORY}/pci/{}", home.pci), "/run/netns/gone").unwrap();
+    node.conf["cniVersion"] = json!("1.1.0");
+    node.conf["cni.dev/valid-attachments"] = json!([]);
+    node.world.call("GC", "", "", &node.conf).ok();
+    assert_eq!(Interface::find(&netns, "net1").expect("its pod lives").mac(), MAC);
+    node.world.delete_netns(&netns);
+    assert!(eventually(|| names("/sys/class/net").contains(&"net1".to_owned())), "it came back under the pod's name");
+    node.world.call("GC", "", "", &node.conf).ok();
+    assert_eq!(names(format!("/sys/bus/pci/devices/{}/net", lost.pci)), [lost.name.clone()]);
+    assert_eq!(lost.row()["vlan_list"][0]["vlan"], json!(null));
+    assert_eq!(node.world.leases("sriov-net"), ["10.11.0.9"], "the address is for the DEL to free");
+    call(&node, "DEL", "c", &netns, &wanted(&lost)).ok();
+    fs::remove_file(format!("{DIRECTORY}/old-net1")).unwrap();
+    fs::remove_file(format!("{DIRECTORY}/pci/{}", home.pci)).unwrap();
+    node.assert_as_before();
+}
+
+#[test]
 fn files_stay_until_the_vf_is_back() {
     let node = node();
     let vf = &node.a[1];

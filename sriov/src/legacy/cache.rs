@@ -82,18 +82,29 @@ impl SriovCni {
         }
     }
 
+    /// What sriov-cni wrote down of all attachments, by the names of the files. Torn ones are left out.
+    pub fn all_cached(&self) -> Result<Vec<(String, Cached)>, Error> {
+        let failed = |source| Error::Lease { step: "list", path: self.root.clone(), source };
+        let entries = match fs::read_dir(&self.root) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(failed(error)),
+        };
+        let mut all = Vec::new();
+        for entry in entries {
+            let entry = entry.map_err(failed)?;
+            // The directory of the allocations, and a file that goes just now.
+            let Ok(text) = fs::read(entry.path()) else { continue };
+            let cached = serde_json::from_slice::<Cached>(&text).ok();
+            all.extend(cached.map(|cached| (entry.file_name().to_string_lossy().into_owned(), cached)));
+        }
+        Ok(all)
+    }
+
     /// Whether sriov-cni wrote down another attachment of the VF than this one.
     pub fn has_another(&self, device_id: &str, container: &str, interface: &str) -> Result<bool, Error> {
-        let own = self.cache(container, interface);
-        let failed = |source| Error::Lease { step: "list", path: self.root.clone(), source };
-        for entry in fs::read_dir(&self.root).map_err(failed)? {
-            let path = entry.map_err(failed)?.path();
-            let text = if path == own || !path.is_file() { Vec::new() } else { fs::read(&path).unwrap_or_default() };
-            if serde_json::from_slice::<Cached>(&text).is_ok_and(|other| other.device_id == device_id) {
-                return Ok(true);
-            }
-        }
-        Ok(false)
+        let own = format!("{container}-{interface}");
+        Ok(self.all_cached()?.iter().any(|(name, other)| *name != own && other.device_id == device_id))
     }
 
     /// Removes what is written down of an attachment.
@@ -169,6 +180,11 @@ async fn forget_taken_altnames<L: Links>(host: &L, netdev: &mut OriginalNetdev) 
 }
 
 impl Cached {
+    /// What the VF's interface was called in the host; empty if the file does not tell.
+    pub fn host_name(&self) -> &str {
+        &self.state.name
+    }
+
     /// The state to give the VF back in. What sriov-cni did not look at is as `found`; of what it did, only that counts
     /// which its configuration changed, because the file does not tell "off" from "not reported by the driver".
     fn original(&self, pci: PciAddress, device: &VfDevice, found: Option<&Link>, up: bool) -> Original {

@@ -1,7 +1,8 @@
-//! GC of VFs of which no record tells: by their leases, and by the alias of those that nothing else is known of.
+//! GC of VFs of which no record tells: by their leases, by the alias of those that nothing else is known of, and by
+//! the files of sriov-cni.
 
-use sandbox::{Links, Netns, Rtnl};
-use sriov::{Owner, PciAddress, SriovCni, is_owner_alias};
+use sandbox::{IfName, Links, Netns, Rtnl};
+use sriov::{Owner, PciAddress, SriovCni, is_owner_alias, release_cached};
 
 use super::{LOCK_PATIENCE, sysfs};
 use crate::{
@@ -39,7 +40,40 @@ impl Engine {
             }
             Err(error) => errors.push(error),
         }
+        errors.extend(self.collect_lost_by_sriov_cni().await);
         errors
+    }
+
+    /// VFs that lie in the host under the name that they had in a pod of sriov-cni's: it gives such a one back at no DEL.
+    async fn collect_lost_by_sriov_cni(&self) -> Vec<Error> {
+        let lost = match lost_by_sriov_cni().await {
+            Ok(lost) => lost,
+            Err(error) => return vec![error],
+        };
+        let mut errors = Vec::new();
+        for (pci, file) in lost {
+            errors.extend(self.collect_lost(pci, &file).await.err().map(|error| error.of_network(format!("VF {pci}"))));
+        }
+        errors
+    }
+
+    /// One of them. sriov-cni's file stays: a DEL that comes late frees the addresses by it.
+    async fn collect_lost(&self, pci: PciAddress, file: &str) -> Result<(), Error> {
+        let leases = self.leases();
+        let files = SriovCni::of_node();
+        let _lock = leases.lock(pci, LOCK_PATIENCE).await?;
+        let _their_lock = files.lock(pci, LOCK_PATIENCE).await?;
+        let held = leases.owner(pci)?.is_some() || leases.is_torn(pci)? || files.refuse_if_held(pci, None).is_err();
+        // Looked at without the locks before.
+        let still = lost_by_sriov_cni().await?.into_iter().any(|(of, name)| of == pci && name == file);
+        let cached = files.all_cached()?.into_iter().find(|(name, _)| name == file);
+        let Some((_, cached)) = cached.filter(|_| still && !held) else { return Ok(()) };
+        tracing::warn!(vf = %pci, file, "sriov-cni lost the VF: it is given back by its file");
+        let host = Rtnl::open(&Netns::current()?)?;
+        // It is in no pod, so what it is called there says nothing.
+        let name = IfName::try_from("none")?;
+        release_cached(&host, None, (&cached, &name), &sysfs(), async || Ok(None)).await?;
+        Ok(files.forget_dead(pci)?)
     }
 
     /// A lease without a record. Under the lock of its sandbox: its ADD may be at work.
@@ -124,4 +158,28 @@ async fn marked_in_host() -> Result<Vec<PciAddress>, Error> {
     let links = Rtnl::open(&Netns::current()?)?.list().await?;
     let marked = links.into_iter().filter(|link| is_owner_alias(link.alias.as_deref()));
     Ok(marked.filter_map(|link| PciAddress::try_from(link.parent_dev?.as_str()).ok()).collect())
+}
+
+/// The VFs in the host that have the name of a pod's interface by the one file that sriov-cni has of them, and not their
+/// own. After a reboot they have their own: files of an earlier boot lead to nothing.
+async fn lost_by_sriov_cni() -> Result<Vec<(PciAddress, String)>, Error> {
+    let all = SriovCni::of_node().all_cached()?;
+    if all.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut lost = Vec::new();
+    for link in Rtnl::open(&Netns::current()?)?.list().await? {
+        let Some(pci) = link.parent_dev.as_deref().and_then(|device| PciAddress::try_from(device).ok()) else {
+            continue;
+        };
+        let of_device: Vec<_> = all.iter().filter(|(_, cached)| cached.device_id == pci.to_string()).collect();
+        let [(file, cached)] = of_device.as_slice() else { continue };
+        if file.ends_with(&format!("-{}", link.name))
+            && !cached.host_name().is_empty()
+            && cached.host_name() != link.name
+        {
+            lost.push((pci, file.clone()));
+        }
+    }
+    Ok(lost)
 }

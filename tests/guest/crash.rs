@@ -79,7 +79,7 @@ impl Scene {
     /// Forgets all directories of ours, which are empty or hold only what may stay: on a fresh node the points are the
     /// same each time, and more.
     fn freshen(&self) {
-        for directory in ["/var/lib/cni/meta-cni", "/var/lib/cni/networks", "/run/meta-cni"] {
+        for directory in ["/var/lib/cni/meta-cni", "/var/lib/cni/networks", "/var/lib/cni/sriov", "/run/meta-cni"] {
             let _ = fs::remove_dir_all(directory);
         }
     }

@@ -60,10 +60,7 @@ impl Engine {
         let (mut made, mut announcements) = (Vec::new(), Announcements::default());
         let outcome = self.attach_all(&request, netns, &mut made, &mut announcements).await;
         match outcome {
-            Ok(value) => {
-                announcements.finish().await;
-                Ok(value)
-            }
+            Ok(value) => Ok(value),
             Err(error) => {
                 announcements.stop().await;
                 let left = self.roll_back(made).await;
@@ -122,6 +119,8 @@ impl Engine {
             return Err(Error::Config("there is no primary network".to_owned()));
         };
         let value = self.answer(request, primary)?;
+        // From here on the call is finished: nothing may come after it but the answer.
+        announcements.finish().await;
         primary.record.stage = Stage::Done;
         self.records.write(&primary.record, false)?;
         Ok(value)

@@ -72,16 +72,14 @@ impl Engine {
         let mut announcements = Announcements::default();
         let outcome = match self.attach(&attachment, netns, &mut made, &mut announcements).await {
             Ok(()) => {
+                announcements.finish().await;
                 made.record.stage = Stage::Done;
                 self.records.write(&made.record, false)
             }
             Err(error) => Err(error),
         };
         match outcome {
-            Ok(()) => {
-                announcements.finish().await;
-                Ok(made.record.result)
-            }
+            Ok(()) => Ok(made.record.result),
             Err(error) => {
                 announcements.stop().await;
                 let left = self.roll_back(vec![made]).await;

@@ -25,7 +25,7 @@ impl Announcements {
     }
 
     /// Waits for all.
-    pub(in crate::attach) async fn finish(mut self) {
+    pub(in crate::attach) async fn finish(&mut self) {
         while self.0.join_next().await.is_some() {}
     }
 

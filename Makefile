@@ -23,6 +23,8 @@ fmt:
 lint:
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	$(CARGO) clippy --locked -p meta-cni --test guest --test churn -- -D warnings
+	$(CARGO) clippy --locked -p sriov --test igb -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps --quiet
 
 beds:

@@ -52,7 +52,7 @@ fn a_vf_is_given_back_as_found_or_clean() {
 }
 
 #[test]
-fn check_names_each_difference_and_lets_tuning_have_its_own() {
+fn check_names_each_difference() {
     let node = Node::new();
     let vf = &node.b[3];
     let more = json!({"mac": MAC, "vlan": 100, "spoofchk": "off", "trust": "on", "max_tx_rate": 200, "mtu": 1400, "ipam": pool()});
@@ -126,7 +126,12 @@ fn check_names_each_difference_and_lets_tuning_have_its_own() {
     }
     node.del("p", &netns);
     node.assert_as_before();
+}
 
+#[test]
+fn check_lets_a_chained_tuning_have_its_own() {
+    let node = Node::new();
+    let vf = &node.b[3];
     node.world.plugins("reference", &["tuning"]);
     let tuning = json!({"type": "tuning", "mac": "02:00:00:00:00:66", "mtu": 1300});
     let chain = json!({"cniVersion": "1.0.0", "name": "chain", "plugins": [{"type": "sriov", "vlan": 100, "mtu": 1400}, tuning]});
@@ -136,7 +141,7 @@ fn check_names_each_difference_and_lets_tuning_have_its_own() {
     let net1 = Interface::find(&netns, "net1").unwrap();
     assert_eq!((net1.mac(), net1.mtu()), ("02:00:00:00:00:66", 1300));
     node.call("CHECK", "p", &netns).ok();
-    ip(&format!("{at_pf} vlan 7"));
+    ip(&format!("link set {} vf {} vlan 7", vf.pf, vf.number));
     node.differs(&netns, "chain", &format!("VF {}: wanted vlan 100, found vlan 7", vf.pci));
     node.del("p", &netns);
     node.assert_as_before();

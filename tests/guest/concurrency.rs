@@ -121,7 +121,7 @@ impl Bed {
     /// A new pod on a VF; kubelet takes it back from the former one.
     fn attach(&self, slot: &Slot, random: &mut Random) -> Sandbox {
         let turn = more(&self.count.adds);
-        let [pod, former] = pods(slot.number, turn % 2 == 0);
+        let [pod, former] = pods(slot.number, turn.is_multiple_of(2));
         self.node.take_devices(&former);
         self.node.give(&pod, &[("bed.test/vf", &slot.vf.pci)]);
         let netns = self.node.world.netns();

@@ -1,7 +1,11 @@
 //! The guest bed: our binary as a runtime calls it, on a real SR-IOV NIC (driver igb) of two ports, with real plugins
 //! beside it. `tests/guest/suite` builds this and runs it in the virtual machine; it is nothing for `cargo test`.
 
-#![allow(clippy::unwrap_used, reason = "a test panics where it is wrong")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test panics where it is wrong, and the long ones say how far they came"
+)]
 
 #[path = "../harness/mod.rs"]
 mod harness;

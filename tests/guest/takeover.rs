@@ -206,7 +206,7 @@ fn gc_gives_back_what_sriov_cni_lost_and_touches_no_vf_that_is_at_home() {
     node.world.delete_netns(&netns);
     assert!(eventually(|| names("/sys/class/net").contains(&"net1".to_owned())), "it came back under the pod's name");
     node.world.call("GC", "", "", &node.conf).ok();
-    assert_eq!(names(format!("/sys/bus/pci/devices/{}/net", lost.pci)), [lost.name.clone()]);
+    assert_eq!(names(format!("/sys/bus/pci/devices/{}/net", lost.pci)), std::slice::from_ref(&lost.name));
     assert_eq!(lost.row()["vlan_list"][0]["vlan"], json!(null));
     assert_eq!(node.world.leases("sriov-net"), ["10.11.0.9"], "the address is for the DEL to free");
     call(&node, "DEL", "c", &netns, &wanted(&lost)).ok();

@@ -137,7 +137,7 @@ impl Tracee {
                     self.stdins.insert(a);
                 }
                 // A wake-up of a thread is none, and neither is a line in the log.
-                (!file.starts_with("anon_inode:") && a != 2).then(|| Point {
+                (!file.starts_with("anon_inode:") && a != 2).then_some(Point {
                     call: "write",
                     about: file,
                     is_state: false,

@@ -91,7 +91,7 @@ fn judge_and_dispatch(
 fn settings_of_meta(invocation: &Invocation) -> Result<Settings, Error> {
     let settings = Settings::read(&invocation.conf)?;
     log::start(&settings)?;
-    settings.warn_of_ineffective_keys();
+    settings.warn_of_ineffective_keys(&invocation.conf);
     match Settings::judge_unknown_keys(&invocation.conf) {
         // What was attached before the key was written must be detached all the same.
         Err(error) if matches!(invocation.command, Command::Del | Command::Gc) => tracing::warn!("{error}"),

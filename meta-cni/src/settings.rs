@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use crate::cni::{Error, Object};
+use crate::cni::{Error, Object, check_network_name};
 
 /// The keys of every network configuration, which we pass over or the protocol reads.
 pub const CNI_KEYS: [&str; 13] = [
@@ -27,9 +27,14 @@ pub const CNI_KEYS: [&str; 13] = [
 /// The keys of GC's list of valid attachments.
 const GC_KEYS: [&str; 2] = ["cni.dev/valid-attachments", "cni.dev/attachments"];
 /// Keys of ours and of Multus that have an effect here.
-const KNOWN_KEYS: [&str; 20] = [
+const KNOWN_KEYS: [&str; 25] = [
     "clusterNetwork",
     "delegates",
+    "defaultNetworks",
+    "multusNamespace",
+    "systemNamespaces",
+    "auxiliaryCNIChainName",
+    "retryDeleteOnError",
     "confDir",
     "binDir",
     "cniDir",
@@ -50,6 +55,27 @@ const KNOWN_KEYS: [&str; 20] = [
     "logToStderr",
 ];
 
+/// Keys of Multus' daemon and of its log's rotation, which have no meaning for one process a call.
+const DAEMON_KEYS: [&str; 15] = [
+    "chrootDir",
+    "socketDir",
+    "daemonSocketDir",
+    "perNodeCertificate",
+    "connectionLimit",
+    "metricsPort",
+    "enablePprof",
+    "multusConfigFile",
+    "cniConfigDir",
+    "multusAutoconfigDir",
+    "multusMasterCNI",
+    "forceCNIVersion",
+    "overrideNetworkName",
+    "logOptions",
+    "allowTryDeleteOnErr",
+];
+
+/// Where Multus looks for definitions of the node's networks, and gives no default networks.
+const MULTUS_NAMESPACE: &str = "kube-system";
 const CONF_DIR: &str = "/etc/cni/multus/net.d";
 const BIN_DIR: &str = "/opt/cni/bin";
 const STATE_DIR: &str = "/var/lib/cni/meta-cni";
@@ -65,6 +91,15 @@ pub struct Settings {
     pub cluster_network: Option<String>,
     /// Or its configuration in place; further ones are attached to every pod (`delegates`).
     pub delegates: Vec<Object>,
+    /// Networks of every pod outside of `system_namespaces`, looked up like `cluster_network` (`defaultNetworks`).
+    pub default_networks: Vec<String>,
+    /// Where definitions are that the node's configuration, or a pod's choice of its primary, names without a namespace
+    /// (`multusNamespace`).
+    pub multus_namespace: String,
+    /// Namespaces whose pods get no default networks (`systemNamespaces`).
+    pub system_namespaces: BTreeSet<String>,
+    /// A directory beside the primary's configuration whose confs are run for every pod (`auxiliaryCNIChainName`).
+    pub auxiliary_chain: String,
     /// Where configurations are looked up by name (`confDir`).
     pub conf_dir: PathBuf,
     /// Where plugins are looked for before `CNI_PATH` (`binDir`).
@@ -124,6 +159,14 @@ impl Settings {
         let settings = Self {
             cluster_network: Some(conf.text("clusterNetwork")?).filter(|text| !text.is_empty()),
             delegates: conf.get("delegates")?.unwrap_or_default(),
+            default_networks: conf.get("defaultNetworks")?.unwrap_or_default(),
+            multus_namespace: Some(conf.text("multusNamespace")?)
+                .filter(|text| !text.is_empty())
+                .unwrap_or_else(|| MULTUS_NAMESPACE.to_owned()),
+            system_namespaces: conf
+                .get("systemNamespaces")?
+                .unwrap_or_else(|| BTreeSet::from([MULTUS_NAMESPACE.to_owned()])),
+            auxiliary_chain: checked_chain(conf.text("auxiliaryCNIChainName")?)?,
             conf_dir: path("confDir", CONF_DIR)?,
             bin_dir: path("binDir", BIN_DIR)?,
             state_dir: path("cniDir", STATE_DIR)?,
@@ -164,6 +207,10 @@ impl Settings {
         Self {
             cluster_network: None,
             delegates: Vec::new(),
+            default_networks: Vec::new(),
+            multus_namespace: MULTUS_NAMESPACE.to_owned(),
+            system_namespaces: BTreeSet::new(),
+            auxiliary_chain: String::new(),
             conf_dir: CONF_DIR.into(),
             bin_dir: BIN_DIR.into(),
             state_dir: STATE_DIR.into(),
@@ -184,8 +231,14 @@ impl Settings {
         }
     }
 
-    /// Names in a warning what another key puts out of force (Multus ignores it in silence).
-    pub fn warn_of_ineffective_keys(&self) {
+    /// Names in a warning what another key puts out of force (Multus ignores it in silence), and what is meant for Multus'
+    /// daemon.
+    pub fn warn_of_ineffective_keys(&self, conf: &Object) {
+        let is_daemons = |key: &&str| DAEMON_KEYS.iter().any(|name| name.eq_ignore_ascii_case(key));
+        let of_daemon: Vec<&str> = conf.keys().filter(is_daemons).collect();
+        if !of_daemon.is_empty() {
+            tracing::warn!("keys of Multus' daemon have no effect here: {}", of_daemon.join(", "));
+        }
         if self.cluster_network.is_some() && !self.delegates.is_empty() {
             tracing::warn!("\"delegates\" has no effect beside \"clusterNetwork\": give one of them");
         }
@@ -196,7 +249,7 @@ impl Settings {
     /// # Errors
     /// [`Error::Config`] with all of them.
     pub fn judge_unknown_keys(conf: &Object) -> Result<(), Error> {
-        let known = || CNI_KEYS.iter().chain(&GC_KEYS).chain(&KNOWN_KEYS).copied();
+        let known = || CNI_KEYS.iter().chain(&GC_KEYS).chain(&KNOWN_KEYS).chain(&DAEMON_KEYS).copied();
         let unknown: Vec<&str> =
             conf.keys().filter(|key| !known().any(|name| name.eq_ignore_ascii_case(key))).collect();
         judge(&unknown, &KNOWN_KEYS, "the configuration of meta-cni", conf.switch("strict")?)
@@ -205,6 +258,15 @@ impl Settings {
 
 /// What is built in.
 pub const BUILTINS: [&str; 3] = ["sriov", "host-local", "static"];
+
+/// The name of a directory beside the primary's configuration: nothing that leads elsewhere.
+fn checked_chain(name: String) -> Result<String, Error> {
+    if name.is_empty() {
+        return Ok(name);
+    }
+    check_network_name(&name).map_err(|error| Error::Config(format!("\"auxiliaryCNIChainName\": {error}")))?;
+    Ok(name)
+}
 
 fn checked_builtins(names: BTreeSet<String>) -> Result<BTreeSet<String>, Error> {
     match names.iter().find(|name| !BUILTINS.contains(&name.as_str())) {

@@ -180,10 +180,14 @@ impl World {
 
     /// A pod in "default" that asks for networks.
     pub fn pod(&self, name: &str, networks: &str) {
-        self.manifest(&format!("pod-{name}"), &json!({
-            "apiVersion": "v1", "kind": "Pod",
-            "metadata": {"name": name, "namespace": "default", "annotations": {"k8s.v1.cni.cncf.io/networks": networks}}
-        }).to_string());
+        self.annotated_pod("default", name, &json!({"k8s.v1.cni.cncf.io/networks": networks}));
+    }
+
+    /// A pod with annotations.
+    pub fn annotated_pod(&self, namespace: &str, name: &str, annotations: &Value) {
+        let metadata = json!({"name": name, "namespace": namespace, "annotations": annotations});
+        let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata});
+        self.manifest(&format!("pod-{name}"), &pod.to_string());
     }
 
     /// The network-status that was written for a pod.

@@ -7,6 +7,7 @@
 mod harness;
 
 mod calls;
+mod configured;
 mod conformance;
 mod deletion;
 mod engine;

@@ -8,15 +8,15 @@ use serde_json::{Value, json};
 use crate::harness::{Recorder, World};
 
 /// A node whose primary and secondary networks are recording plugins, with definitions "x" and "y" of "net-x" and "net-y".
-struct Node {
-    world: World,
-    recorder: Recorder,
-    netns: String,
-    conf: Value,
+pub(super) struct Node {
+    pub(super) world: World,
+    pub(super) recorder: Recorder,
+    pub(super) netns: String,
+    pub(super) conf: Value,
 }
 
 impl Node {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let world = World::new();
         let recorder = Recorder::install(&world.bin, &["first", "net-x", "net-y", "sriov"]);
         let primary = world.primary(&json!({"cniVersion": "1.0.0", "name": "main", "plugins": [{"type": "first"}]}));
@@ -28,7 +28,7 @@ impl Node {
         Self { world, recorder, netns, conf }
     }
 
-    fn with(&self, key: &str, value: Value) -> Value {
+    pub(super) fn with(&self, key: &str, value: Value) -> Value {
         let mut conf = self.conf.clone();
         conf[key] = value;
         conf
@@ -41,7 +41,7 @@ impl Node {
     }
 
     /// ADD of the pod executes these plugins; DEL the same ones in reverse. Gives what the plugins were told by ADD.
-    fn attaches(&self, conf: &Value, expected: &[&str]) -> Vec<Value> {
+    pub(super) fn attaches(&self, conf: &Value, expected: &[&str]) -> Vec<Value> {
         self.world.call("ADD", "c1", &self.netns, conf).pod("p").ok();
         let told = self.recorder.calls().into_iter().map(|call| call.0).collect();
         assert_eq!(self.recorder.take(), expected);
@@ -52,7 +52,7 @@ impl Node {
         told
     }
 
-    fn refuses(&self, conf: &Value, code: u64, says: &[&str]) {
+    pub(super) fn refuses(&self, conf: &Value, code: u64, says: &[&str]) {
         let text = self.world.call("ADD", "c1", &self.netns, conf).pod("p").fails(code);
         for part in says {
             assert!(text.contains(part), "\"{text}\" does not say \"{part}\"");

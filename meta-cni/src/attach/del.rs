@@ -3,13 +3,14 @@
 use std::collections::BTreeSet;
 
 use super::{
-    Engine, open_netns, primary,
+    Engine, configured, open_netns,
     record::{Call, Entry, Stage},
 };
 use crate::{
     cluster::PodName,
     cni::{Error, chain},
     face::Face,
+    network::Network,
 };
 use serde_json::Value;
 
@@ -75,15 +76,15 @@ impl Engine {
     /// record is lost. With the conf on disk and the runtime's own memory of the result; the chain's DEL is idempotent.
     async fn del_unrecorded_primary(&self) -> Result<(), Error> {
         let alive = open_netns(&self.invocation.netns)?.is_some();
-        let lists = match primary::networks(&self.settings, &self.cluster).await {
-            Ok(lists) => lists,
+        let networks = match configured::networks(&self.settings, &self.cluster).await {
+            Ok(networks) => networks,
             Err(error) if alive => return Err(error),
             Err(error) => {
                 tracing::warn!(container = self.invocation.container, %error, "nothing is known of this container, and the primary's chain cannot be asked");
                 return Ok(());
             }
         };
-        let Some(list) = lists.into_iter().next() else { return Ok(()) };
+        let Some(Network { list, .. }) = networks.into_iter().next() else { return Ok(()) };
         let previous = self.invocation.conf.get::<Value>("prevResult")?;
         let netns = if alive { self.invocation.netns.as_str() } else { "" };
         let scene = self.bare_scene(netns, self.invocation.args.clone());

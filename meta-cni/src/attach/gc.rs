@@ -6,10 +6,9 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{
-    Engine,
+    Engine, configured,
     del::is_owed,
     lock::SandboxLock,
-    primary,
     record::{Call, Entry, Record},
 };
 use crate::{
@@ -136,13 +135,13 @@ impl Engine {
     /// A network that shares its name with the primary shares its state, too, and must not be told a list without it.
     async fn gc_of_plugins(&self, listed: &Value, survivors: &[Record]) -> Vec<Error> {
         let mut errors = Vec::new();
-        let primary_name = match primary::networks(&self.settings, &self.cluster).await {
-            Ok(lists) => {
+        let primary_name = match configured::networks(&self.settings, &self.cluster).await {
+            Ok(networks) => {
                 let scene = self.bare_scene("", self.invocation.args.clone());
-                for list in lists.iter().take(1).filter(|_| !listed.is_null()) {
-                    errors.extend(chain::gc(list, listed, &scene).await.err());
+                for network in networks.iter().take(1).filter(|_| !listed.is_null()) {
+                    errors.extend(chain::gc(&network.list, listed, &scene).await.err());
                 }
-                lists.first().map(|list| list.name.clone()).unwrap_or_default()
+                networks.first().map(|network| network.list.name.clone()).unwrap_or_default()
             }
             Err(error) => {
                 tracing::warn!(%error, "the primary's plugins are not asked to collect");

@@ -7,6 +7,7 @@ mod add;
 mod alone;
 mod builtin;
 mod check;
+mod configured;
 mod del;
 mod gc;
 mod lock;

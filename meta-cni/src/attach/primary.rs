@@ -1,16 +1,14 @@
-//! The primary network: where its configuration is, and whether it is ready.
+//! Whether the primary network is ready.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{fs, path::PathBuf, time::Duration};
 
 use tokio::time::{Instant, sleep};
 
+use super::configured::networks;
 use crate::{
     cluster::Cluster,
-    cni::{Error, Object, PluginList, files_in, names_meta_plugin},
+    cni::{Error, PluginList},
+    network::Network,
     settings::Settings,
 };
 
@@ -19,86 +17,6 @@ const SUBNET_FILE: &str = "/run/flannel/subnet.env";
 /// After which time a file that is not there yet is looked for again: the first time, and at most.
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
-/// Where Multus looks for a definition of the primary network that names no namespace.
-const DEFINITION_NAMESPACE: &str = "kube-system";
-
-/// The networks of every pod: the primary, and further ones of `delegates`.
-///
-/// # Errors
-/// [`Error::Config`] for a wrong configuration, [`Error::TryLater`] when it is not there (yet).
-pub(super) async fn networks(settings: &Settings, cluster: &Cluster) -> Result<Vec<PluginList>, Error> {
-    let lists = match &settings.cluster_network {
-        Some(name) => vec![find(name, settings, cluster).await?],
-        None => settings
-            .delegates
-            .iter()
-            .enumerate()
-            .map(|(at, delegate)| {
-                let name = format!("delegate-{at}");
-                PluginList::from_object(delegate.clone(), Some(&name))
-                    .map_err(|error| error.of_network(format!("delegates[{at}]")))
-            })
-            .collect::<Result<_, _>>()?,
-    };
-    for list in &lists {
-        let meta = list.plugins.iter().find_map(|plugin| names_meta_plugin(&plugin.object));
-        if let Some(kind) = meta {
-            return Err(Error::Config(format!(
-                "the primary network {} would call the meta plugin again (type \"{kind}\"): name the network's own configuration",
-                list.name
-            )));
-        }
-    }
-    Ok(lists)
-}
-
-/// `clusterNetwork`: a path of a file, or of a directory with one; a name in `confDir`; a definition.
-async fn find(name: &str, settings: &Settings, cluster: &Cluster) -> Result<PluginList, Error> {
-    let path = Path::new(name);
-    if path.is_absolute() {
-        return at_path(path);
-    }
-    if !name.contains('/') && has_conf(&settings.conf_dir, name) {
-        return PluginList::find(&settings.conf_dir, name);
-    }
-    if !cluster.is_there() {
-        return Err(Error::TryLater(format!(
-            "the primary network's configuration is missing: no file in {} has the name \"{name}\"",
-            settings.conf_dir.display()
-        )));
-    }
-    let (namespace, name) = name.split_once('/').unwrap_or((DEFINITION_NAMESPACE, name));
-    cluster.definition(namespace, name).await?.plugins(&settings.conf_dir)
-}
-
-fn has_conf(directory: &Path, name: &str) -> bool {
-    let named = |path: &PathBuf| {
-        let text = fs::read(path).unwrap_or_default();
-        Object::parse("conf", &text).and_then(|object| object.text("name")).is_ok_and(|found| found == name)
-    };
-    files_in(directory, &["conflist", "conf", "json"]).iter().any(named)
-}
-
-fn at_path(path: &Path) -> Result<PluginList, Error> {
-    let missing = || Error::TryLater(format!("the primary network's configuration is missing: {}", path.display()));
-    let file = if path.is_dir() {
-        let mut files = files_in(path, &["conf", "conflist"]);
-        files.retain(|file| !is_ours(file));
-        files.into_iter().next().ok_or_else(missing)?
-    } else {
-        path.to_owned()
-    };
-    match fs::metadata(&file) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(missing()),
-        _ => PluginList::from_file(&file),
-    }
-}
-
-/// Whether a file in the runtime's directory is the conf that leads to us.
-fn is_ours(path: &Path) -> bool {
-    let text = fs::read(path).unwrap_or_default();
-    Object::parse("conf", &text).is_ok_and(|object| names_meta_plugin(&object).is_some())
-}
 
 /// What the primary network needs before a pod can be attached, and is missing. Nothing means that it is ready.
 #[must_use]
@@ -142,13 +60,13 @@ pub(super) async fn ready_networks(
     settings: &Settings,
     cluster: &Cluster,
     deadline: Instant,
-) -> Result<Vec<PluginList>, Error> {
+) -> Result<Vec<Network>, Error> {
     let give_up = deadline.min(Instant::now() + settings.readiness_timeout);
     let mut pause = FIRST_PAUSE;
     loop {
         let waiting_for = match networks(settings, cluster).await {
-            Ok(lists) => match lists.first().and_then(|primary| missing(primary, settings)) {
-                None => return Ok(lists),
+            Ok(networks) => match networks.first().and_then(|primary| missing(&primary.list, settings)) {
+                None => return Ok(networks),
                 Some(missing) => Error::TryLater(format!("the primary network is not ready: {missing}")),
             },
             Err(error @ Error::TryLater(_)) => error,

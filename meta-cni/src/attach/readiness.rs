@@ -3,7 +3,7 @@
 
 use sandbox::{IfName, Netns, Rtnl, read_back};
 
-use super::{Engine, primary};
+use super::{Engine, configured, primary};
 use crate::{
     cluster::Cluster,
     cni::{Error, PluginList, find_plugin},
@@ -30,12 +30,12 @@ impl Engine {
             return self.status_alone().await;
         }
         // A primary given as a definition is in the API server, which STATUS does not ask.
-        let lists = match primary::networks(&self.settings, &Cluster::None).await {
-            Ok(lists) => lists,
+        let networks = match configured::networks(&self.settings, &Cluster::None).await {
+            Ok(networks) => networks,
             Err(Error::TryLater(_)) if self.is_definition() => return Ok(()),
             Err(error) => return Err(not_ready(error.to_string())),
         };
-        let Some(list) = lists.first() else { return Ok(()) };
+        let Some(list) = networks.first().map(|primary| &primary.list) else { return Ok(()) };
         if let Some(missing) = primary::missing(list, &self.settings) {
             return Err(not_ready(missing));
         }

@@ -8,13 +8,13 @@ use std::{
 use serde_json::Value;
 use sriov::PciAddress;
 
-use super::{Engine, primary, record::Entry};
+use super::{Engine, configured, primary, record::Entry};
 use crate::{
     cluster::{Pod, PodName},
     cni::{Error, Object},
     network::{
-        self, Attachment, CallScene, Definition, Devices, Found, Selection,
-        selection::{self, NETWORKS_ANNOTATION},
+        self, Attachment, CallScene, Definition, Devices, Network, Selection,
+        selection::{self, DEFAULT_NETWORK_ANNOTATION, NETWORKS_ANNOTATION},
     },
     node::kubelet,
 };
@@ -32,19 +32,26 @@ pub(super) struct Request {
     pub(super) attachments: Vec<Attachment>,
 }
 
+/// What a pod's annotations ask for.
+#[derive(Default)]
+struct Asked {
+    /// Another primary than the node's.
+    primary: Option<Selection>,
+    /// Further networks, in order.
+    networks: Vec<Selection>,
+}
+
 impl Engine {
     /// Finds out what this call is to attach. Touches nothing.
     pub(super) async fn request(&self, entries: &[Entry]) -> Result<Request, Error> {
         let pod = PodName::of_args(&self.invocation.args);
         let runtime_config: Object = self.invocation.conf.get("runtimeConfig")?.unwrap_or_default();
         let known = self.pod(pod.as_ref(), &runtime_config).await?;
-        let selections = match (&pod, known.annotations.get(NETWORKS_ANNOTATION)) {
-            (Some(pod), Some(annotation)) => selection::parse(annotation, &pod.namespace)?,
-            _ => Vec::new(),
-        };
-        let definitions = self.definitions(pod.as_ref(), &selections).await?;
-        let found = self.found(pod.as_ref(), selections, &definitions).await?;
-        let always = primary::ready_networks(&self.settings, &self.cluster, self.deadline).await?;
+        let asked = self.asked(pod.as_ref(), &known)?;
+        let definitions = self.definitions(pod.as_ref(), &asked).await?;
+        let own = self.own_networks(asked, &definitions)?;
+        let networks = self.all_networks(pod.as_ref(), own).await?;
+        let networks = self.with_devices(pod.as_ref(), networks).await?;
         let taken = entries
             .iter()
             .filter_map(|entry| match entry {
@@ -53,7 +60,7 @@ impl Engine {
             })
             .collect();
         let call = CallScene { if_name: &self.invocation.if_name, args: &self.invocation.args, runtime_config, taken };
-        let attachments = network::plan(always, found, &call)?;
+        let attachments = network::plan(networks, &call)?;
         self.judge_attachments(&attachments)?;
         Ok(Request { pod, known, attachments })
     }
@@ -80,28 +87,41 @@ impl Engine {
         Ok(known)
     }
 
+    /// What the annotations say; all that is wrong in them at once.
+    fn asked(&self, pod: Option<&PodName>, known: &Pod) -> Result<Asked, Error> {
+        let Some(pod) = pod else { return Ok(Asked::default()) };
+        let read = |key: &str, namespace: &str| match known.annotations.get(key) {
+            Some(text) => selection::parse(key, text, namespace),
+            None => Ok(Vec::new()),
+        };
+        let networks = read(NETWORKS_ANNOTATION, &pod.namespace);
+        let primary = read(DEFAULT_NETWORK_ANNOTATION, &self.settings.multus_namespace).and_then(|mut chosen| {
+            if chosen.len() > 1 {
+                let text =
+                    format!("annotation {DEFAULT_NETWORK_ANNOTATION}: a pod has one default network, not several");
+                return Err(Error::Config(text));
+            }
+            Ok(chosen.pop())
+        });
+        match (primary, networks) {
+            (Ok(primary), Ok(networks)) => Ok(Asked { primary, networks }),
+            (Err(first), Err(second)) => Err(Error::Several(vec![first, second])),
+            (Err(error), _) | (_, Err(error)) => Err(error),
+        }
+    }
+
     /// Every definition that the pod names, each asked for once.
-    async fn definitions(
-        &self,
-        pod: Option<&PodName>,
-        selections: &[Selection],
-    ) -> Result<BTreeMap<String, Definition>, Error> {
+    async fn definitions(&self, pod: Option<&PodName>, asked: &Asked) -> Result<BTreeMap<String, Definition>, Error> {
         let mut definitions = BTreeMap::new();
         let mut errors = Vec::new();
-        for selection in selections {
+        for selection in asked.primary.iter().chain(&asked.networks) {
             let network = selection.network();
             if definitions.contains_key(&network) {
                 continue;
             }
-            let allowed = !self.settings.namespace_isolation
-                || pod.is_some_and(|pod| pod.namespace == selection.namespace)
-                || self.settings.global_namespaces.contains(&selection.namespace);
-            if !allowed {
-                let globals: Vec<&str> = self.settings.global_namespaces.iter().map(String::as_str).collect();
-                errors.push(Error::Config(format!(
-                    "{network}: a pod may use definitions of its own namespace and of {} only (namespaceIsolation)",
-                    globals.join(", ")
-                )));
+            let is_primary = asked.primary.as_ref() == Some(selection);
+            if let Some(refusal) = self.isolation(pod, selection, is_primary) {
+                errors.push(refusal);
                 continue;
             }
             match self.cluster.definition(&selection.namespace, &selection.name).await {
@@ -112,30 +132,80 @@ impl Engine {
         Error::join(errors).map_or(Ok(definitions), Err)
     }
 
-    /// The selections with their configurations and devices.
-    async fn found(
+    /// Why a pod may not use a definition, if it may not. A primary may also come from `multusNamespace`, where the
+    /// administrator's are.
+    fn isolation(&self, pod: Option<&PodName>, selection: &Selection, is_primary: bool) -> Option<Error> {
+        let namespace = &selection.namespace;
+        let allowed = !self.settings.namespace_isolation
+            || pod.is_some_and(|pod| pod.namespace == *namespace)
+            || self.settings.global_namespaces.contains(namespace)
+            || (is_primary && *namespace == self.settings.multus_namespace);
+        let globals: Vec<&str> = self.settings.global_namespaces.iter().map(String::as_str).collect();
+        (!allowed).then(|| {
+            Error::Config(format!(
+                "{}: a pod may use definitions of its own namespace and of {} only (namespaceIsolation)",
+                selection.network(),
+                globals.join(", ")
+            ))
+        })
+    }
+
+    /// The networks that the pod names, with their configurations: the primary of its own, and the others.
+    fn own_networks(
+        &self,
+        asked: Asked,
+        definitions: &BTreeMap<String, Definition>,
+    ) -> Result<(Option<Network>, Vec<Network>), Error> {
+        let mut errors = Vec::new();
+        let mut found = |selection: Selection| {
+            let name = selection.network();
+            let Some(definition) = definitions.get(&name) else {
+                errors.push(Error::Config(format!("there is no definition {name}")));
+                return None;
+            };
+            match definition.plugins(&self.settings.conf_dir) {
+                Ok(list) => {
+                    let resource = selection.resource.clone().or_else(|| definition.resource.clone());
+                    Some(Network { name, selection: Some(selection), list, resource })
+                }
+                Err(error) => {
+                    errors.push(error);
+                    None
+                }
+            }
+        };
+        let primary = asked.primary.and_then(&mut found);
+        let networks = asked.networks.into_iter().filter_map(found).collect();
+        Error::join(errors).map_or(Ok((primary, networks)), Err)
+    }
+
+    /// The networks of the node's configuration and the pod's own, in the order of Multus: primary, `delegates`,
+    /// `defaultNetworks`, the pod's, the auxiliary chain.
+    async fn all_networks(
         &self,
         pod: Option<&PodName>,
-        selections: Vec<Selection>,
-        definitions: &BTreeMap<String, Definition>,
-    ) -> Result<Vec<Found>, Error> {
-        let of = |selection: &Selection| definitions.get(&selection.network());
-        let mut lists = Vec::new();
-        let mut errors = Vec::new();
-        for selection in &selections {
-            match of(selection).map(|definition| definition.plugins(&self.settings.conf_dir)) {
-                Some(Ok(list)) => lists.push(list),
-                Some(Err(error)) => errors.push(error),
-                None => errors.push(Error::Config(format!("there is no definition {}", selection.network()))),
-            }
+        (primary, own): (Option<Network>, Vec<Network>),
+    ) -> Result<Vec<Network>, Error> {
+        let mut networks = primary::ready_networks(&self.settings, &self.cluster, self.deadline).await?;
+        if let (Some(chosen), Some(place)) = (primary, networks.first_mut()) {
+            *place = chosen;
         }
-        if let Some(error) = Error::join(errors) {
-            return Err(error);
+        if pod.is_some_and(|pod| !self.settings.system_namespaces.contains(&pod.namespace)) {
+            networks.extend(configured::defaults(&self.settings, &self.cluster).await?);
         }
-        let resources: Vec<(String, Option<String>)> = selections
-            .iter()
-            .map(|selection| (selection.network(), of(selection).and_then(|definition| definition.resource.clone())))
-            .collect();
+        networks.extend(own);
+        networks.extend(configured::auxiliary(&self.settings)?);
+        Ok(networks)
+    }
+
+    /// Gives every network of a resource its device, in order, none twice.
+    async fn with_devices(
+        &self,
+        pod: Option<&PodName>,
+        networks: Vec<Network>,
+    ) -> Result<Vec<(Network, Option<String>)>, Error> {
+        let resources: Vec<(String, Option<String>)> =
+            networks.iter().map(|network| (network.name.clone(), network.resource.clone())).collect();
         let devices = match pod.filter(|_| resources.iter().any(|(_, resource)| resource.is_some())) {
             Some(pod) => {
                 kubelet::devices(pod, Path::new(kubelet::SOCKET), Path::new(kubelet::CHECKPOINT), self.deadline).await?
@@ -143,13 +213,7 @@ impl Engine {
             None => Devices::default(),
         };
         let assigned = devices.assign(&resources)?;
-        let devices = resources.into_iter().zip(assigned).map(|((_, resource), device)| resource.zip(device));
-        Ok(selections
-            .into_iter()
-            .zip(lists)
-            .zip(devices)
-            .map(|((selection, list), device)| Found { selection, list, device })
-            .collect())
+        Ok(networks.into_iter().zip(assigned).collect())
     }
 
     /// Refuses what can be known to fail: an attachment whose configuration is wrong, a plugin that is not installed,

@@ -87,15 +87,25 @@ impl Attachment {
     }
 }
 
-/// A network that a pod selected, with its configuration found and its device assigned.
+/// A network that is to be attached, with its configuration found.
 #[derive(Debug)]
-pub struct Found {
-    /// What the pod asked for.
-    pub selection: Selection,
-    /// The definition's configuration.
+pub struct Network {
+    /// As network-status names it: `NAMESPACE/NAME` of its definition, else the name in its configuration.
+    pub name: String,
+    /// What the pod asked for; nothing for a network that every pod gets.
+    pub selection: Option<Selection>,
+    /// Its configuration.
     pub list: PluginList,
-    /// Its resource and the device assigned.
-    pub device: Option<(String, String)>,
+    /// The resource that its device comes from.
+    pub resource: Option<String>,
+}
+
+impl Network {
+    /// One that is configured on the node.
+    #[must_use]
+    pub fn of_list(list: PluginList) -> Self {
+        Self { name: list.name.clone(), selection: None, list, resource: None }
+    }
 }
 
 /// The call by the runtime, as far as it shapes the attachments.
@@ -111,39 +121,34 @@ pub struct CallScene<'a> {
     pub taken: BTreeSet<String>,
 }
 
-/// The networks that every pod gets, and then those that this pod selected: primary first.
+/// What is attached, from the networks of a pod, the primary first, and the device of each.
 ///
 /// # Errors
-/// Everything that is wrong, in one message: interface names that collide, several default routes of a family.
-pub fn plan(always: Vec<PluginList>, found: Vec<Found>, call: &CallScene<'_>) -> Result<Vec<Attachment>, Error> {
-    let mut attachments: Vec<Attachment> = Vec::with_capacity(always.len() + found.len());
-    for (position, list) in always.into_iter().enumerate() {
-        let primary = position == 0;
-        attachments.push(Attachment {
-            network: list.name.clone(),
-            interface: if primary { call.if_name.to_owned() } else { format!("net{position}") },
-            primary,
-            list,
-            additions: Additions::default(),
-            runtime_config: if primary { call.runtime_config.clone() } else { Object::default() },
-            args: call.args.clone(),
-            default_route: Vec::new(),
-            resource: None,
-        });
+/// Everything that is wrong, in one message: interface names that collide, several default routes of a family, a primary
+/// that is to have another interface than the runtime's.
+pub fn plan(networks: Vec<(Network, Option<String>)>, call: &CallScene<'_>) -> Result<Vec<Attachment>, Error> {
+    let mut errors = Vec::new();
+    let own_name = networks.first().and_then(|(primary, _)| primary.selection.as_ref()?.interface.as_deref());
+    if let Some(name) = own_name.filter(|name| *name != call.if_name) {
+        errors.push(Error::Config(format!(
+            "the pod's default network cannot be interface {name}: the runtime asks for {}",
+            call.if_name
+        )));
     }
-    for found in found {
-        let position = attachments.len();
-        attachments.push(selected(found, position, call.args));
-    }
-    let mut errors = collisions(&attachments, &call.taken);
+    let numbered = networks.into_iter().enumerate();
+    let attachments: Vec<Attachment> =
+        numbered.map(|(position, (network, device))| attachment(network, device, position, call)).collect();
+    errors.extend(collisions(&attachments, &call.taken));
     errors.extend(default_route_conflict(&attachments));
     Error::join(errors).map_or(Ok(attachments), Err)
 }
 
-fn selected(found: Found, position: usize, args: &CniArgs) -> Attachment {
-    let Found { selection, list, device } = found;
-    let mut runtime_config = Object::default();
-    let mut args = args.clone();
+fn attachment(network: Network, device: Option<String>, position: usize, call: &CallScene<'_>) -> Attachment {
+    let Network { name, selection, list, resource } = network;
+    let primary = position == 0;
+    let selection = selection.unwrap_or_default();
+    let mut runtime_config = if primary { call.runtime_config.clone() } else { Object::default() };
+    let mut args = call.args.clone();
     if !selection.ips.is_empty() {
         runtime_config.set("ips", &selection.ips);
         // The older way, which plugins without the capability read; a list is Multus' form.
@@ -160,19 +165,19 @@ fn selected(found: Found, position: usize, args: &CniArgs) -> Attachment {
     for (key, value) in [("portMappings", &selection.port_mappings), ("bandwidth", &selection.bandwidth)] {
         value.iter().for_each(|value| runtime_config.set(key, value));
     }
-    let (resource, device) = device.unzip();
     if let Some(device) = &device {
         runtime_config.set("deviceID", device);
     }
-    warn_of_unserved(&selection, &list);
+    warn_of_unserved(&name, &selection, &list);
     let mut cni_args = selection.cni_args.clone();
     if let Some(claim) = &selection.ipam_claim {
         cni_args.insert("ipam-claim-reference".to_owned(), json!(claim));
     }
+    let chosen = selection.interface.clone().unwrap_or_else(|| format!("net{position}"));
     Attachment {
-        network: selection.network(),
-        interface: selection.interface.clone().unwrap_or_else(|| format!("net{position}")),
-        primary: false,
+        network: name,
+        interface: if primary { call.if_name.to_owned() } else { chosen },
+        primary,
         list,
         additions: Additions { device, cni_args },
         runtime_config,
@@ -183,7 +188,7 @@ fn selected(found: Found, position: usize, args: &CniArgs) -> Attachment {
 }
 
 /// Names requests that no plugin of the list declares to serve. Built-in plugins serve addresses and MAC by themselves.
-fn warn_of_unserved(selection: &Selection, list: &PluginList) {
+fn warn_of_unserved(network: &str, selection: &Selection, list: &PluginList) {
     let declared: BTreeSet<String> =
         list.plugins.iter().flat_map(|plugin| plugin.capabilities().unwrap_or_default()).collect();
     let asked = [
@@ -193,11 +198,7 @@ fn warn_of_unserved(selection: &Selection, list: &PluginList) {
         ("deviceID", selection.device_id.is_some()),
     ];
     for (capability, _) in asked.into_iter().filter(|(name, asked)| *asked && !declared.contains(*name)) {
-        tracing::warn!(
-            network = selection.network(),
-            capability,
-            "no plugin of the network declares what the pod asks for"
-        );
+        tracing::warn!(network, capability, "no plugin of the network declares what the pod asks for");
     }
 }
 
@@ -245,7 +246,7 @@ fn default_route_conflict(attachments: &[Attachment]) -> Option<Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::network::selection;
+    use crate::network::selection::{self, NETWORKS_ANNOTATION};
 
     fn list(text: &str) -> PluginList {
         PluginList::from_object(Object::parse("t", text.as_bytes()).unwrap(), Some("net")).unwrap()
@@ -259,11 +260,38 @@ mod tests {
             runtime_config: Object::parse("t", br#"{"portMappings":[1]}"#).unwrap(),
             taken: taken.iter().map(|&name| name.to_owned()).collect(),
         };
-        let found = selection::parse(annotation, "default")?
-            .into_iter()
-            .map(|selection| Found { selection, list: list(r#"{"type":"x"}"#), device: None })
-            .collect();
-        plan(vec![list(r#"{"name":"cbr0","type":"flannel"}"#)], found, &call)
+        let mut networks = vec![Network::of_list(list(r#"{"name":"cbr0","type":"flannel"}"#))];
+        let selections = selection::parse(NETWORKS_ANNOTATION, annotation, "default")?;
+        networks.extend(selections.into_iter().map(network));
+        plan(networks.into_iter().map(|network| (network, None)).collect(), &call)
+    }
+
+    fn network(selection: Selection) -> Network {
+        let list = list(r#"{"type":"x"}"#);
+        Network { name: selection.network(), selection: Some(selection), list, resource: None }
+    }
+
+    #[test]
+    fn a_default_network_of_the_pods_own_gets_what_runtime_and_pod_say_and_the_runtimes_interface() {
+        let args = CniArgs::parse("K8S_POD_NAME=p").unwrap();
+        let call = |if_name| CallScene {
+            if_name,
+            args: &args,
+            runtime_config: Object::parse("t", br#"{"portMappings":[1],"mac":"02:00:00:00:00:09"}"#).unwrap(),
+            taken: BTreeSet::new(),
+        };
+        let chosen = || {
+            let text = r#"[{"name":"own","interface":"eth0","mac":"02:00:00:00:00:01"}]"#;
+            vec![(network(selection::parse(NETWORKS_ANNOTATION, text, "default").unwrap().remove(0)), None)]
+        };
+        let plan_of = |if_name| plan(chosen(), &call(if_name));
+        let found = plan_of("eth0").unwrap().remove(0);
+        assert_eq!((found.network.as_str(), found.interface.as_str(), found.primary), ("default/own", "eth0", true));
+        assert_eq!(found.runtime_config.to_text(), r#"{"portMappings":[1],"mac":"02:00:00:00:00:01"}"#);
+        match plan_of("eth1") {
+            Err(Error::Config(text)) => assert!(text.contains("cannot be interface eth0"), "{text}"),
+            other => panic!("{other:?}"),
+        }
     }
 
     #[test]

@@ -8,7 +8,7 @@ mod attachments;
 mod definition;
 mod device;
 
-pub use attachments::{Additions, Attachment, CallScene, Found, plan};
+pub use attachments::{Additions, Attachment, CallScene, Network, plan};
 pub use definition::{Definition, RESOURCE_ANNOTATION};
 pub use device::Devices;
 pub use selection::Selection;

@@ -1,4 +1,5 @@
-//! The annotation `k8s.v1.cni.cncf.io/networks`: which networks a pod asks for.
+//! The annotations by which a pod asks for networks: `k8s.v1.cni.cncf.io/networks`, and `v1.multus-cni.io/default-network`
+//! of the same form for another primary than the node's.
 
 use std::net::IpAddr;
 
@@ -10,6 +11,8 @@ use crate::cni::{Error, check_interface_name};
 
 /// The annotation's key (multi-net-spec 4.1).
 pub const NETWORKS_ANNOTATION: &str = "k8s.v1.cni.cncf.io/networks";
+/// The key of the annotation that chooses the pod's primary network.
+pub const DEFAULT_NETWORK_ANNOTATION: &str = "v1.multus-cni.io/default-network";
 
 /// One network selection element: a network that the pod asks for, and how.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -36,6 +39,8 @@ pub struct Selection {
     pub cni_args: Map<String, Value>,
     /// A device chosen by the pod; given to plugins that declare the capability `deviceID`.
     pub device_id: Option<String>,
+    /// The resource that the device comes from, in place of the definition's: one definition serves several (multus#1520).
+    pub resource: Option<String>,
     /// The claim that an IPAM plugin with persistent addresses reads.
     pub ipam_claim: Option<String>,
 }
@@ -73,27 +78,30 @@ struct RawSelection {
     cni_args: Option<Map<String, Value>>,
     #[serde(default, rename = "deviceID")]
     device_id: Option<String>,
+    #[serde(default, rename = "resourceName")]
+    resource: Option<String>,
     #[serde(default, rename = "ipam-claim-reference")]
     ipam_claim: Option<String>,
     #[serde(flatten)]
     unknown: Map<String, Value>,
 }
 
-/// Reads the annotation of a pod in `pod_namespace`; an empty one asks for nothing.
+/// Reads the text of the annotation `key`; an empty one asks for nothing. `namespace` is where definitions are that are
+/// named without one.
 ///
 /// # Errors
 /// [`Error::Decode`] when it looks like JSON and is none, [`Error::Config`] with everything that is wrong in it.
-pub fn parse(annotation: &str, pod_namespace: &str) -> Result<Vec<Selection>, Error> {
+pub fn parse(key: &str, annotation: &str, namespace: &str) -> Result<Vec<Selection>, Error> {
     let text = annotation.trim();
     if text.is_empty() {
         return Ok(Vec::new());
     }
     let found: Vec<Result<Selection, Error>> = if text.contains(['[', '{', '"']) {
-        let raw: Vec<RawSelection> = serde_json::from_str(text)
-            .map_err(|problem| Error::decode(format!("annotation {NETWORKS_ANNOTATION}"), problem))?;
-        raw.into_iter().enumerate().map(|(index, raw)| raw.check(index, pod_namespace)).collect()
+        let raw: Vec<RawSelection> =
+            serde_json::from_str(text).map_err(|problem| Error::decode(format!("annotation {key}"), problem))?;
+        raw.into_iter().enumerate().map(|(index, raw)| raw.check(key, index, namespace)).collect()
     } else {
-        text.split(',').map(|part| parse_short(part.trim(), pod_namespace)).collect()
+        text.split(',').map(|part| parse_short(key, part.trim(), namespace)).collect()
     };
     let (good, bad): (Vec<_>, Vec<_>) = found.into_iter().partition(Result::is_ok);
     match Error::join(bad.into_iter().filter_map(Result::err).collect()) {
@@ -103,13 +111,13 @@ pub fn parse(annotation: &str, pod_namespace: &str) -> Result<Vec<Selection>, Er
 }
 
 /// `[NAMESPACE/]NAME[@INTERFACE]`
-fn parse_short(part: &str, pod_namespace: &str) -> Result<Selection, Error> {
-    let wrong = |problem: &str| Err(wrong_element(&format!("\"{part}\""), problem));
+fn parse_short(key: &str, part: &str, namespace: &str) -> Result<Selection, Error> {
+    let wrong = |problem: &str| Err(wrong_element(key, &format!("\"{part}\""), problem));
     let (network, interface) = match part.split_once('@') {
         Some((network, interface)) => (network.trim(), Some(interface.trim().to_owned())),
         None => (part, None),
     };
-    let (namespace, name) = network.split_once('/').unwrap_or((pod_namespace, network));
+    let (namespace, name) = network.split_once('/').unwrap_or((namespace, network));
     if part.is_empty() {
         return wrong("an element is empty: is there a comma too many?");
     }
@@ -125,27 +133,31 @@ fn parse_short(part: &str, pod_namespace: &str) -> Result<Selection, Error> {
     }
 }
 
-fn wrong_element(element: &str, problem: &str) -> Error {
-    Error::Config(format!("annotation {NETWORKS_ANNOTATION}: {element}: {problem}"))
+fn wrong_element(key: &str, element: &str, problem: &str) -> Error {
+    Error::Config(format!("annotation {key}: {element}: {problem}"))
 }
 
 impl RawSelection {
-    fn check(self, index: usize, pod_namespace: &str) -> Result<Selection, Error> {
+    fn check(self, annotation: &str, index: usize, namespace: &str) -> Result<Selection, Error> {
         let element = format!("element {} ({})", index + 1, if self.name.is_empty() { "no name" } else { &self.name });
         for key in self.unknown.keys() {
-            tracing::warn!(element, key, "unknown key in the annotation {NETWORKS_ANNOTATION} is ignored");
+            tracing::warn!(element, key, "unknown key in the annotation {annotation} is ignored");
         }
         let mut gateways = None;
         if let Some(texts) = &self.default_route {
             let parsed: Result<Vec<IpAddr>, _> = texts.iter().map(|text| text.parse()).collect();
             let Ok(parsed) = parsed else {
-                return Err(wrong_element(&element, &format!("\"default-route\" {texts:?}: not all are IP addresses")));
+                return Err(wrong_element(
+                    annotation,
+                    &element,
+                    &format!("\"default-route\" {texts:?}: not all are IP addresses"),
+                ));
             };
             gateways = Some(parsed);
         }
         let non_empty = |text: Option<String>| text.filter(|text| !text.is_empty());
         let selection = Selection {
-            namespace: if self.namespace.is_empty() { pod_namespace.to_owned() } else { self.namespace },
+            namespace: if self.namespace.is_empty() { namespace.to_owned() } else { self.namespace },
             name: self.name,
             interface: non_empty(self.interface),
             ips: self.ips.unwrap_or_default(),
@@ -156,10 +168,11 @@ impl RawSelection {
             default_route: gateways,
             cni_args: self.cni_args.unwrap_or_default(),
             device_id: non_empty(self.device_id),
+            resource: non_empty(self.resource),
             ipam_claim: non_empty(self.ipam_claim),
         };
         match selection.problem() {
-            Some(problem) => Err(wrong_element(&element, &problem)),
+            Some(problem) => Err(wrong_element(annotation, &element, &problem)),
             None => Ok(selection),
         }
     }
@@ -222,14 +235,18 @@ fn is_hardware_address(text: &str) -> bool {
 mod tests {
     use super::*;
 
+    fn read(annotation: &str, namespace: &str) -> Result<Vec<Selection>, Error> {
+        parse(NETWORKS_ANNOTATION, annotation, namespace)
+    }
+
     #[test]
     fn the_short_form() {
-        let found = parse(" sriov-a , other/sriov-b@data0,a.b ", "default").unwrap();
+        let found = read(" sriov-a , other/sriov-b@data0,a.b ", "default").unwrap();
         let shape: Vec<_> = found.iter().map(|s| (s.network(), s.interface.clone())).collect();
         let expected = [("default/sriov-a", None), ("other/sriov-b", Some("data0")), ("default/a.b", None)];
         assert_eq!(shape, expected.map(|(network, name)| (network.to_owned(), name.map(str::to_owned))));
-        assert!(parse("", "default").unwrap().is_empty());
-        assert!(parse("[]", "default").unwrap().is_empty());
+        assert!(read("", "default").unwrap().is_empty());
+        assert!(read("[]", "default").unwrap().is_empty());
     }
 
     #[test]
@@ -237,19 +254,19 @@ mod tests {
         let text = r#"[{"name":"a","namespace":"ns","ips":["10.0.0.1/24","fd00::1"],"mac":"02:00:00:00:00:01",
             "infiniband-guid":"02:00:00:00:00:00:00:01","interfaceRequest":"data0","portMappings":[{"hostPort":1}],
             "bandwidth":{"ingressRate":1},"default-route":["10.0.0.254","fd00::fe"],"cni-args":{"k":1},"deviceID":"dev"}]"#;
-        let found = parse(text, "default").unwrap().remove(0);
+        let found = read(text, "default").unwrap().remove(0);
         assert_eq!(found.network(), "ns/a");
         assert_eq!(found.interface.as_deref(), Some("data0"));
         assert_eq!(found.ips, ["10.0.0.1/24", "fd00::1"]);
         assert_eq!(found.default_route.as_ref().map(Vec::len), Some(2));
         assert_eq!(found.cni_args["k"], 1);
         assert_eq!(found.device_id.as_deref(), Some("dev"));
-        assert_eq!(parse(r#"[{"name":"a"}]"#, "pods").unwrap()[0].namespace, "pods");
+        assert_eq!(read(r#"[{"name":"a"}]"#, "pods").unwrap()[0].namespace, "pods");
     }
 
     #[test]
     fn everything_that_is_wrong_is_said_at_once() {
-        match parse("a,B!,c@this-name-is-too-long", "default") {
+        match read("a,B!,c@this-name-is-too-long", "default") {
             Err(Error::Several(errors)) => {
                 assert!(errors[0].to_string().contains("\"B!\" is no name"));
                 assert!(errors[1].to_string().contains("too long"));
@@ -271,12 +288,12 @@ mod tests {
             (r#"[{"name":"a","default-route":["x"]}]"#, "not all are IP"),
             (r#"[{"name":"a","ips":["10.0.0.1"],"ipam-claim-reference":"c"}]"#, "exclude each other"),
         ] {
-            match parse(text, "default") {
+            match read(text, "default") {
                 Err(Error::Config(message)) => assert!(message.contains(part), "{text}: {message}"),
                 other => panic!("{text}: {other:?}"),
             }
         }
-        assert!(matches!(parse("[{", "default"), Err(Error::Decode { .. })));
-        assert!(matches!(parse("{\"name\":\"a\"}", "default"), Err(Error::Decode { .. })));
+        assert!(matches!(read("[{", "default"), Err(Error::Decode { .. })));
+        assert!(matches!(read("{\"name\":\"a\"}", "default"), Err(Error::Decode { .. })));
     }
 }

@@ -1,6 +1,7 @@
-//! The node's own files: kubelet's device assignments, the boot ID, device-info files, and where our state lies.
+//! The node's own files: kubelet's device assignments, the boot ID, what Multus left, and where our state lies.
 
 pub mod kubelet;
+pub mod multus;
 
 mod checkpoint;
 mod layout;

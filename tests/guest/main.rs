@@ -21,6 +21,7 @@ mod drop_in;
 mod eviction;
 mod face;
 mod kinds;
+mod multus;
 mod node;
 mod ownership;
 mod pods;

@@ -15,7 +15,7 @@ const DIRECTORY: &str = "/var/lib/cni/sriov";
 const POOL: &str = "/var/lib/cni/networks/sriov-net";
 
 /// The configuration with which the container was attached.
-fn wanted(vf: &Vf) -> Value {
+pub(crate) fn wanted(vf: &Vf) -> Value {
     let ipam = json!({"type": "host-local", "subnet": "10.11.0.0/24"});
     with(
         conf(vf),
@@ -24,7 +24,7 @@ fn wanted(vf: &Vf) -> Value {
 }
 
 /// What sriov-cni v2.10 writes down of it.
-fn cache(vf: &Vf) -> Value {
+pub(crate) fn cache(vf: &Vf) -> Value {
     json!({
         "cniVersion": "1.0.0", "name": "sriov-net", "type": "sriov", "ipam": {"type": "host-local"}, "dns": {},
         "OrigVfState": {
@@ -38,7 +38,7 @@ fn cache(vf: &Vf) -> Value {
 }
 
 /// Attaches a container as sriov-cni does, by hand, and leaves the files that it leaves; gives the namespace.
-fn attached(node: &Node, vf: &Vf, container: &str, cache: &Value) -> String {
+pub(crate) fn attached(node: &Node, vf: &Vf, container: &str, cache: &Value) -> String {
     let netns = node.world.netns();
     let vf_of_pf = format!("link set {} vf {}", vf.pf, vf.number);
     ip(&format!("link set {} address {MAC}", vf.name));

@@ -5,11 +5,13 @@
 
 mod call;
 mod kernel;
+mod multus;
 mod recorder;
 mod world;
 
 pub use call::{Call, Outcome};
 pub use kernel::{Interface, in_netns, ip, ip_in, ping};
+pub use multus::{MULTUS_DIRECTORY, go_bytes, multus_files};
 pub use recorder::{Recorder, Recording};
 pub use world::{World, bare_add, beds, names, pod_args, run};
 

@@ -89,7 +89,10 @@ fn a_pod_chooses_its_primary_and_what_it_asks_for_is_given_to_it() {
 
     // Its name in the status, which is the default one.
     node.world.call("ADD", "c1", &node.netns, &conf).pod("p").ok();
-    assert_eq!(status_names(&node), [("kube-system/other", "eth0"), ("default/x", "net1")].map(|(a, b)| (a.into(), b.into())));
+    assert_eq!(
+        status_names(&node),
+        [("kube-system/other", "eth0"), ("default/x", "net1")].map(|(a, b)| (a.into(), b.into()))
+    );
     assert_eq!(node.world.status("p").unwrap()[0]["default"], true);
     node.world.call("DEL", "c1", &node.netns, &conf).pod("p").ok();
     node.recorder.take();

@@ -13,6 +13,7 @@ mod deletion;
 mod engine;
 mod face;
 mod forms;
+mod multus;
 mod primary;
 mod refusals;
 mod requests;

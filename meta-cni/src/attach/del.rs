@@ -33,7 +33,7 @@ impl Engine {
         if !primary_is_known || torn {
             errors.extend(self.undo_unrecorded(&call, &recorded).await);
             let unrecorded = match self.face {
-                Face::Meta => self.del_unrecorded_primary().await,
+                Face::Meta => self.del_unrecorded_sandbox().await,
                 Face::Sriov => self.del_unrecorded_vf().await,
             };
             errors.extend(unrecorded.err());
@@ -74,7 +74,7 @@ impl Engine {
 
     /// DEL of the primary's chain for a sandbox that we know nothing of: born under the bare chain before we came, or its
     /// record is lost. With the conf on disk and the runtime's own memory of the result; the chain's DEL is idempotent.
-    async fn del_unrecorded_primary(&self) -> Result<(), Error> {
+    pub(super) async fn del_unrecorded_primary(&self) -> Result<(), Error> {
         let alive = open_netns(&self.invocation.netns)?.is_some();
         let networks = match configured::networks(&self.settings, &self.cluster).await {
             Ok(networks) => networks,

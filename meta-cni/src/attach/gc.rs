@@ -39,6 +39,12 @@ impl Living {
         let key = Valid { container: call.container.clone(), if_name: call.if_name.clone() };
         call.conf == self.conf && self.valid.as_ref().is_some_and(|valid| !valid.contains(&key))
     }
+
+    /// Whether there is a list, and a container is not in it with any interface: that of a runtime has all its sandboxes,
+    /// whatever their configuration was called when they were made.
+    pub(super) fn knows_not(&self, container: &str) -> bool {
+        self.valid.as_ref().is_some_and(|valid| !valid.iter().any(|one| one.container == container))
+    }
 }
 
 impl Engine {
@@ -69,7 +75,10 @@ impl Engine {
         self.lock = None;
         errors.extend(self.collect_vfs(&living).await);
         match self.face {
-            Face::Meta => errors.extend(self.gc_of_plugins(&listed, &survivors).await),
+            Face::Meta => {
+                errors.extend(self.collect_sandboxes_of_multus(&living).await);
+                errors.extend(self.gc_of_plugins(&listed, &survivors).await);
+            }
             Face::Sriov => {
                 if let Some(valid) = &living.valid {
                     let listed_ones = valid.iter().map(|one| (one.container.as_str(), one.if_name.as_str()));

@@ -11,6 +11,7 @@ mod configured;
 mod del;
 mod gc;
 mod lock;
+mod multus;
 mod primary;
 mod readiness;
 mod request;

@@ -1,7 +1,7 @@
 //! What Multus left of a sandbox that it attached: its own file of delegates, and libcni's files of results beside it.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
 };
@@ -48,6 +48,8 @@ pub struct Left {
     pub delegates: Vec<Delegate>,
     /// The file of delegates tells nothing, or is not there: there may have been more of them.
     pub torn: bool,
+    /// The paths of its namespace, by the results.
+    pub netns: BTreeSet<String>,
 }
 
 /// An entry of the file of delegates (Multus 4.3, `DelegateNetConf`); what we do not need is passed over.
@@ -71,6 +73,8 @@ struct RawResult {
     if_name: String,
     #[serde(default)]
     network_name: String,
+    #[serde(default)]
+    netns: String,
     #[serde(default)]
     config: Option<ByteString>,
     #[serde(default)]
@@ -151,6 +155,7 @@ impl MultusFiles {
             tracing::warn!(file = %path.display(), %problem, "Multus' file does not tell what it attached");
         }
         let torn = cached.is_err();
+        let netns = results.iter().map(|result| result.netns.clone()).collect();
         let mut delegates = Vec::new();
         for (position, raw) in cached.unwrap_or_default().into_iter().enumerate() {
             let interface = match (raw.interface.is_empty(), position) {
@@ -168,7 +173,7 @@ impl MultusFiles {
         // Of what only a result is left: the primary first, as it was made first.
         results.sort_by_key(|result| (result.if_name != primary, result.if_name.clone()));
         delegates.extend(results.into_iter().map(RawResult::into_delegate));
-        Ok(Some(Left { delegates, torn }))
+        Ok(Some(Left { delegates, torn, netns }))
     }
 
     /// Forgets the result of one attachment.
@@ -309,7 +314,11 @@ mod tests {
             let config = if interface == "eth0" { FLANNEL } else { macvlan };
             write(directory.path(), &format!("results/n-c1-{interface}"), &result(interface, "n", config));
         }
-        write(directory.path(), "results/n-c2-eth0", &json!({"kind": "cniCacheV1", "containerId": "c2", "ifName": "eth0"}));
+        write(
+            directory.path(),
+            "results/n-c2-eth0",
+            &json!({"kind": "cniCacheV1", "containerId": "c2", "ifName": "eth0"}),
+        );
         let expected = [("eth0", Some("flannel, portmap")), ("net1", Some("macvlan")), ("net2", Some("macvlan"))];
         for text in ["", "[{\"Conf\":", "\0\0\0"] {
             fs::write(directory.path().join("c1"), text).unwrap();

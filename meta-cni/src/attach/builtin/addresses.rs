@@ -139,7 +139,7 @@ impl Engine {
 }
 
 /// All pools in host-local's own place.
-pub(super) fn pools() -> impl Iterator<Item = Store> {
+pub(in crate::attach) fn pools() -> impl Iterator<Item = Store> {
     let entries = std::fs::read_dir(ipam::DEFAULT_DATA_DIR).into_iter().flatten().flatten();
     let directories = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
     directories.map(|directory| Store::new(directory.path(), LOCK_PATIENCE))

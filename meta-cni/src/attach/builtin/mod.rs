@@ -26,6 +26,7 @@ use crate::{
     settings::{CNI_KEYS, judge},
 };
 use addresses::BuiltinIpam;
+pub(super) use addresses::pools;
 pub(super) use announce::Announcements;
 
 pub(super) use check::has_interface;

@@ -1,0 +1,177 @@
+//! Sandboxes that Multus attached, with the real plugins, and its files as it writes them (Multus 4.3): DEL and GC by us,
+//! whatever is left of the files.
+
+use std::{fs, path::Path};
+
+use serde_json::{Value, json};
+
+use crate::harness::{Interface, MULTUS_DIRECTORY as DIRECTORY, World, bare_add, go_bytes, multus_files, names};
+
+/// A node whose pods Multus attached: a bridge as the primary network, and macvlan twice.
+struct Node {
+    world: World,
+    conf: Value,
+    primary: Value,
+    secondary: Value,
+}
+
+impl Node {
+    fn new() -> Self {
+        let world = World::new();
+        let path = world.bridge_primary();
+        world.macvlan("net-a", "10.10.1.0/24");
+        let secondary = json!({
+            "cniVersion": "1.0.0", "name": "net-a", "type": "macvlan", "master": "uplink",
+            "ipam": {"type": "host-local", "subnet": "10.10.1.0/24"}
+        });
+        let conf = world.conf(&path);
+        let primary = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+        Self { world, conf, primary, secondary }
+    }
+
+    /// Attaches a sandbox as Multus does, and writes its files.
+    fn born_under_multus(&self, container: &str) -> String {
+        let netns = self.world.netns();
+        let result = bare_add(&self.world, &self.primary, container, &netns);
+        let mut attachments = vec![("eth0", self.primary.clone(), result)];
+        for interface in ["net1", "data0"] {
+            let program = self.world.bin.join("macvlan");
+            let call = self.world.call("ADD", container, &netns, &self.secondary).program(&program).if_name(interface);
+            attachments.push((interface, self.secondary.clone(), call.ok()));
+        }
+        multus_files(container, &netns, &attachments);
+        assert!(Interface::find(&netns, "data0").is_some());
+        assert_eq!(self.of(container, "podnet") + self.of(container, "net-a"), 3);
+        netns
+    }
+
+    /// How many addresses of a pool a container holds.
+    fn of(&self, container: &str, network: &str) -> usize {
+        let directory = Path::new("/var/lib/cni/networks").join(network);
+        let held = |address: &String| fs::read_to_string(directory.join(address)).unwrap().starts_with(container);
+        self.world.leases(network).iter().filter(|address| held(address)).count()
+    }
+
+    fn forget_results(&self, container: &str) {
+        for name in names(Path::new(DIRECTORY).join("results")) {
+            if name.contains(&format!("-{container}-")) {
+                fs::remove_file(Path::new(DIRECTORY).join("results").join(name)).unwrap();
+            }
+        }
+    }
+
+    fn assert_gone(&self, context: &str) {
+        assert_eq!(names(DIRECTORY), ["results"], "{context}");
+        assert_eq!(names(Path::new(DIRECTORY).join("results")), Vec::<String>::new(), "{context}");
+        self.world.assert_clean();
+        let ports: Vec<String> = names("/sys/class/net/cni0/brif");
+        assert_eq!(ports, Vec::<String>::new(), "{context}: interfaces of the bridge");
+    }
+}
+
+fn path(container: &str) -> std::path::PathBuf {
+    Path::new(DIRECTORY).join(container)
+}
+
+/// What happened to the files before our DEL: its name, and how.
+type Damage = (&'static str, fn(&Node, &str));
+
+fn damages() -> Vec<Damage> {
+    vec![
+        ("good", |_, _| {}),
+        ("without results", |node, container| node.forget_results(container)),
+        ("empty", |_, container| fs::write(path(container), "").unwrap()),
+        ("torn", |_, container| {
+            let text = fs::read_to_string(path(container)).unwrap();
+            fs::write(path(container), &text[..text.len() / 2]).unwrap();
+        }),
+        ("torn, without results", |node, container| {
+            fs::write(path(container), "[{\"Conf\":").unwrap();
+            node.forget_results(container);
+        }),
+        ("lossy", |_, container| {
+            // A list went through Go's types: what only the plugins know is lost (multus#1449).
+            let mut delegates: Value = serde_json::from_str(&fs::read_to_string(path(container)).unwrap()).unwrap();
+            let lossy = json!({"cniVersion": "1.0.0", "name": "podnet", "plugins": [{"type": "bridge", "ipam": {"type": "host-local"}}]});
+            delegates[0]["Bytes"] = go_bytes(&lossy);
+            fs::write(path(container), delegates.to_string()).unwrap();
+        }),
+        ("absent", |_, container| fs::remove_file(path(container)).unwrap()),
+        ("nothing left at all", |node, container| {
+            fs::remove_file(path(container)).unwrap();
+            node.forget_results(container);
+        }),
+    ]
+}
+
+#[test]
+fn del_by_whatever_is_left_of_the_files() {
+    let node = Node::new();
+    // Somebody else's sandbox is none of our business.
+    let other = node.born_under_multus("other");
+    let files = names(Path::new(DIRECTORY).join("results"));
+    for gone in [false, true] {
+        for (at, (what, damage)) in damages().into_iter().enumerate() {
+            let context = format!("{what}, namespace gone: {gone}");
+            let container = format!("c{at}{gone}");
+            let netns = node.born_under_multus(&container);
+            damage(&node, &container);
+            if gone {
+                node.world.delete_netns(&netns);
+            }
+            node.world.call("DEL", &container, &netns, &node.conf).ok();
+            assert_eq!(node.of(&container, "podnet") + node.of(&container, "net-a"), 0, "{context}");
+            assert!(gone || Interface::find(&netns, "eth0").is_none(), "{context}");
+            assert_eq!(names(Path::new(DIRECTORY).join("results")), files, "{context}");
+            assert_eq!(names(DIRECTORY), ["other", "results"], "{context}");
+            node.world.call("DEL", &container, &netns, &node.conf).ok();
+            if !gone {
+                node.world.delete_netns(&netns);
+            }
+        }
+    }
+    assert_eq!(node.of("other", "podnet") + node.of("other", "net-a"), 3);
+    node.world.call("DEL", "other", &other, &node.conf).ok();
+    node.assert_gone("the other one");
+}
+
+#[test]
+fn a_del_that_fails_is_reported_or_owed_and_gc_finishes_it() {
+    let node = Node::new();
+    let netns = node.born_under_multus("c1");
+    let dead = node.born_under_multus("c2");
+    node.world.delete_netns(&dead);
+    let living = node.born_under_multus("c3");
+    // The plugin that would undo it is away for a while.
+    let (macvlan, away) = (node.world.bin.join("macvlan"), node.world.bin.join("away"));
+    fs::rename(&macvlan, &away).unwrap();
+    let text = node.world.call("DEL", "c1", &netns, &node.conf).fails(7);
+    assert!(text.contains("net1: failed to find plugin \"macvlan\"") && text.contains("data0: failed"), "{text}");
+    assert_eq!((node.of("c1", "podnet"), node.of("c1", "net-a")), (0, 2), "the primary is undone all the same");
+    let outcome = node.world.call("DEL", "c2", &dead, &node.conf).run();
+    assert_eq!(outcome.code, 0, "{outcome:#?}");
+    assert!(outcome.stderr.contains("DEL is owed"), "{outcome:#?}");
+    assert_eq!(node.of("c2", "net-a"), 2);
+    fs::rename(&away, &macvlan).unwrap();
+    node.world.call("DEL", "c1", &netns, &node.conf).ok();
+    assert_eq!(node.of("c1", "net-a"), 0);
+
+    let mut conf = node.conf.clone();
+    conf["cniVersion"] = json!("1.1.0");
+    // A list that is not there says nothing; one without the sandbox says that it is gone, unless its namespace lives.
+    node.world.call("GC", "", "", &conf).ok();
+    assert_eq!(node.of("c2", "net-a"), 2);
+    conf["cni.dev/valid-attachments"] = json!([]);
+    let outcome = node.world.call("GC", "", "", &conf).run();
+    assert_eq!(outcome.code, 0, "{outcome:#?}");
+    assert!(outcome.stderr.contains("has a living namespace"), "{outcome:#?}");
+    assert_eq!((node.of("c2", "net-a"), node.of("c3", "net-a")), (0, 2));
+    conf["cni.dev/valid-attachments"] = json!([{"containerID": "c3", "ifname": "eth0"}]);
+    node.world.call("GC", "", "", &conf).ok();
+    assert_eq!(node.of("c3", "net-a"), 2);
+    assert!(Interface::find(&living, "net1").is_some());
+    node.world.delete_netns(&living);
+    conf["cni.dev/valid-attachments"] = json!([]);
+    node.world.call("GC", "", "", &conf).ok();
+    node.assert_gone("after GC");
+}

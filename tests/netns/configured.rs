@@ -237,3 +237,55 @@ fn a_conf_of_multus_works_as_it_is() {
     }
     node.world.assert_clean();
 }
+
+#[test]
+fn what_is_said_of_a_device_reaches_its_plugin_and_the_pod() {
+    let node = Node::new();
+    let path = "/var/lib/kubelet/device-plugins";
+    fs::create_dir_all(path).unwrap();
+    let entries =
+        json!([{"PodUID": "uid-p", "ContainerName": "c", "ResourceName": "r/a", "DeviceIDs": ["d1", "d2", "d3"]}]);
+    let text = json!({"Data": {"PodDeviceEntries": entries, "RegisteredDevices": {}}, "Checksum": 1}).to_string();
+    fs::write(format!("{path}/kubelet_internal_checkpoint"), text).unwrap();
+    let devices = "/run/k8s.cni.cncf.io/devinfo";
+    fs::create_dir_all(format!("{devices}/dp")).unwrap();
+    let info =
+        |id: &str| json!({"type": "pci", "version": "1.1.0", "pci": {"pci-address": id, "rdma-device": "mlx5_2"}});
+    for id in ["d1", "d2"] {
+        fs::write(format!("{devices}/dp/r-a-{id}-device.json"), info(id).to_string()).unwrap();
+    }
+    let declaring = json!({"CNIDeviceInfoFile": true, "deviceID": true});
+    definition(
+        &node,
+        "default",
+        "own",
+        "r/a",
+        &json!({"cniVersion": "1.0.0", "type": "net-x", "capabilities": declaring}),
+    );
+    definition(&node, "default", "silent", "r/a", &json!({"cniVersion": "1.0.0", "type": "net-y"}));
+    node.world.pod("p", "own,silent@data0,own");
+    // The third device's plugin writes the file by itself.
+    let writes = format!(
+        r#"[ "$CNI_IFNAME" = net3 ] && printf '{{"type":"vdpa","version":"1.1.0"}}' > {devices}/cni/default-own-c1_net3"#
+    );
+    node.recorder.behave("net-x", "ADD", &format!("{writes}; true"));
+    node.world.call("ADD", "c1", &node.netns, &node.conf).pod("p").ok();
+    let calls = node.recorder.calls();
+    let told = &calls[1].0["conf"]["runtimeConfig"];
+    assert_eq!(
+        *told,
+        json!({"CNIDeviceInfoFile": "/var/run/k8s.cni.cncf.io/devinfo/cni/default-own-c1_net1", "deviceID": "d1"})
+    );
+    assert_eq!(calls[2].0["conf"].get("runtimeConfig"), None, "it does not declare the capability");
+    let status = node.world.status("p").unwrap();
+    let said: Vec<&Value> = status.as_array().unwrap().iter().map(|entry| &entry["device-info"]).collect();
+    assert_eq!(said, [&Value::Null, &info("d1"), &info("d2"), &json!({"type": "vdpa", "version": "1.1.0"})]);
+    let file = fs::metadata(format!("{devices}/cni/default-silent-c1_data0")).unwrap();
+    assert_eq!(std::os::unix::fs::MetadataExt::mode(&file) & 0o7777, 0o444);
+    node.world.call("DEL", "c1", &node.netns, &node.conf).pod("p").ok();
+    assert_eq!(crate::harness::names(format!("{devices}/cni")), Vec::<String>::new());
+    // An ADD that fails leaves none either.
+    node.recorder.behave("net-y", "ADD", "exit 1");
+    node.world.call("ADD", "c1", &node.netns, &node.conf).pod("p").fails(103);
+    assert_eq!(crate::harness::names(format!("{devices}/cni")), Vec::<String>::new());
+}

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use sandbox::{IfName, Netns, Rtnl, set_default_route};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::time::{Instant, timeout};
 
 use super::{
@@ -21,6 +21,7 @@ use crate::{
         Attachment,
         network_status::{self, Attached},
     },
+    node::device_info::DeviceInfo,
 };
 
 /// How long a pod with the primary network alone waits for its status to be written.
@@ -30,6 +31,8 @@ const PLAIN_STATUS_LIMIT: Duration = Duration::from_secs(1);
 pub(super) struct Made {
     pub(super) record: Record,
     pub(super) result: CniResult,
+    /// What is said of its device.
+    pub(super) device_info: Option<Value>,
 }
 
 impl Engine {
@@ -107,7 +110,7 @@ impl Engine {
         let call = self.call()?;
         for (position, attachment) in request.attachments.iter().enumerate() {
             let record = self.begin(&call, position, attachment, request.pod.as_ref(), netns)?;
-            made.push(Made { record, result: CniResult::default() });
+            made.push(Made { record, result: CniResult::default(), device_info: None });
             if let Some(last) = made.last_mut() {
                 let attaching = self.attach(attachment, netns, last, announcements);
                 attaching.await.map_err(|error| error.of_network(attachment.title()))?;
@@ -159,6 +162,11 @@ impl Engine {
         let list = attachment.additions.apply(attachment.list.clone())?;
         let builtin = attachment.is_builtin(&self.settings);
         let record = &mut made.record;
+        let infos = DeviceInfo::of_node();
+        let info = infos.path(&record.network, &record.call.container, &record.interface);
+        if let (Some(resource), Some(device)) = (&attachment.resource, &attachment.additions.device) {
+            infos.offer(resource, device, &info)?;
+        }
         let (from, previous) = if builtin {
             let result = self.add_builtin(record, &list, netns, announcements).await?;
             let value = result.to_json(list.version)?;
@@ -175,6 +183,12 @@ impl Engine {
             record.stage = Stage::Done;
         }
         self.records.write(record, !builtin)?;
+        let of_vf = record
+            .vf
+            .as_ref()
+            .filter(|_| builtin)
+            .map(|vf| json!({"type": "pci", "version": "1.1.0", "pci": {"pci-address": vf.pci.to_string()}}));
+        made.device_info = infos.read(&info).or(of_vf);
         made.result = result;
         Ok(())
     }
@@ -203,7 +217,7 @@ impl Engine {
             for gateway in &attachment.default_route {
                 move_default_route(made, at, *gateway);
             }
-            let Made { record, result } = &mut made[at];
+            let Made { record, result, .. } = &mut made[at];
             record.result = result.to_json(self.records.conf(record)?.version)?;
             self.records.write(record, false)?;
         }
@@ -275,7 +289,7 @@ fn described(made: &Made) -> Attached<'_> {
         default_gateways: gateways
             .filter_map(|route| route.gw.or_else(|| of_ips(route.dst.addr().is_ipv4())))
             .collect(),
-        device_info: None,
+        device_info: made.device_info.clone(),
     }
 }
 

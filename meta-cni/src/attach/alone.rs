@@ -68,7 +68,7 @@ impl Engine {
         self.judge(&attachment, &devices_of(&attachment)).map_err(as_sriov_cni_says)?;
         let pod = PodName::of_args(&self.invocation.args);
         let record = self.begin(&self.call()?, 0, &attachment, pod.as_ref(), netns)?;
-        let mut made = Made { record, result: CniResult::default() };
+        let mut made = Made { record, result: CniResult::default(), device_info: None };
         let mut announcements = Announcements::default();
         let outcome = match self.attach(&attachment, netns, &mut made, &mut announcements).await {
             Ok(()) => {

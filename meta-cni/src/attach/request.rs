@@ -16,7 +16,10 @@ use crate::{
         self, Attachment, CallScene, Definition, Devices, Network, Selection,
         selection::{self, DEFAULT_NETWORK_ANNOTATION, NETWORKS_ANNOTATION},
     },
-    node::kubelet,
+    node::{
+        device_info::{self, DeviceInfo},
+        kubelet,
+    },
 };
 
 /// The capability by which containerd hands over a pod's annotations.
@@ -60,7 +63,8 @@ impl Engine {
             })
             .collect();
         let call = CallScene { if_name: &self.invocation.if_name, args: &self.invocation.args, runtime_config, taken };
-        let attachments = network::plan(networks, &call)?;
+        let mut attachments = network::plan(networks, &call)?;
+        self.name_device_info_files(&mut attachments);
         self.judge_attachments(&attachments)?;
         Ok(Request { pod, known, attachments })
     }
@@ -214,6 +218,15 @@ impl Engine {
         };
         let assigned = devices.assign(&resources)?;
         Ok(networks.into_iter().zip(assigned).collect())
+    }
+
+    /// Tells the plugins of an attachment with a device where its device-info file is, or may be written.
+    fn name_device_info_files(&self, attachments: &mut [Attachment]) {
+        for attachment in attachments.iter_mut().filter(|attachment| attachment.resource.is_some()) {
+            let path =
+                DeviceInfo::of_node().path(&attachment.network, &self.invocation.container, &attachment.interface);
+            attachment.runtime_config.set(device_info::CAPABILITY, &path);
+        }
     }
 
     /// Refuses what can be known to fail: an attachment whose configuration is wrong, a plugin that is not installed,

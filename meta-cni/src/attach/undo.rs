@@ -7,7 +7,11 @@ use super::{
     Engine, open_netns,
     record::{Entry, Record, Stage},
 };
-use crate::cni::{Error, chain};
+use crate::{
+    cni::{Error, chain},
+    face::Face,
+    node::device_info::DeviceInfo,
+};
 
 impl Engine {
     /// The same engine with another deadline.
@@ -88,6 +92,17 @@ impl Engine {
         let scene = self.scene(record, netns.unwrap_or_default());
         let result = record.result.clone();
         chain::del(&list, usize::from(builtin), Some(&result), &scene, netns.is_none()).await?;
-        if builtin { self.undo_builtin(record, &list, netns).await } else { Ok(()) }
+        if builtin {
+            self.undo_builtin(record, &list, netns).await?;
+        }
+        self.forget_device_info(&record.call.container, &record.interface)
+    }
+
+    /// Removes the device-info file of an attachment. That of a plugin alone is its caller's.
+    pub(super) fn forget_device_info(&self, container: &str, interface: &str) -> Result<(), Error> {
+        match self.face {
+            Face::Meta => DeviceInfo::of_node().forget(container, interface),
+            Face::Sriov => Ok(()),
+        }
     }
 }

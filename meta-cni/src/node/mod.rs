@@ -1,5 +1,6 @@
-//! The node's own files: kubelet's device assignments, the boot ID, what Multus left, and where our state lies.
+//! The node's own files: kubelet's device assignments, device-info files, the boot ID, what Multus left, and where our state lies.
 
+pub mod device_info;
 pub mod kubelet;
 pub mod multus;
 

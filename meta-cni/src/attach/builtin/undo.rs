@@ -162,6 +162,7 @@ impl Engine {
         for pool in pools() {
             pool.release(&owner, ipam::Known::Nothing)?;
         }
+        self.forget_device_info(&call.container, interface)?;
         self.records.remove_file(path)
     }
 

@@ -289,3 +289,30 @@ fn what_is_said_of_a_device_reaches_its_plugin_and_the_pod() {
     node.world.call("ADD", "c1", &node.netns, &node.conf).pod("p").fails(103);
     assert_eq!(crate::harness::names(format!("{devices}/cni")), Vec::<String>::new());
 }
+
+#[test]
+fn status_asks_the_primarys_own_plugins_and_keeps_their_codes() {
+    let node = Node::new();
+    let list = |version: &str| json!({"cniVersion": version, "name": "main", "plugins": [{"type": "first"}, {"type": "net-x"}]});
+    let status = || {
+        let conf = node.with("cniVersion", json!("1.1.0"));
+        node.world.call("STATUS", "", "", &conf)
+    };
+    node.world.primary(&list("1.0.0"));
+    status().ok();
+    assert_eq!(node.recorder.take(), Vec::<String>::new(), "1.0.0 has no STATUS");
+    node.world.primary(&list("1.1.0"));
+    status().ok();
+    assert_eq!(node.recorder.take(), ["STATUS first ", "STATUS net-x "]);
+    for code in [50, 51] {
+        let says = format!(r#"echo '{{"cniVersion":"1.1.0","code":{code},"msg":"the uplink is down"}}'; exit 1"#);
+        node.recorder.behave("net-x", "STATUS", &says);
+        let text = status().fails(code);
+        assert!(text.contains("the uplink is down"), "{text}");
+    }
+    // Anything else is "not ready", with what was said; so is a plugin that does not come to an end.
+    node.recorder.behave("net-x", "STATUS", "echo broken >&2; exit 3");
+    assert!(status().fails(50).contains("failed with exit code 3: broken"));
+    node.recorder.behave("net-x", "STATUS", "sleep 60");
+    assert!(status().fails(50).contains("did not end within the deadline"));
+}

@@ -1,16 +1,22 @@
 //! STATUS: can this node take pods? Speaks for the primary network alone, without an API request: kubelet asks every few
 //! seconds, and an error makes the node NotReady for every pod. VFs all in use is a normal day.
 
+use std::time::Duration;
+
 use sandbox::{IfName, Netns, Rtnl, read_back};
+
+use tokio::time::Instant;
 
 use super::{Engine, configured, primary};
 use crate::{
     cluster::Cluster,
-    cni::{Error, PluginList, find_plugin},
+    cni::{CniArgs, Error, PluginList, chain, find_plugin},
     face::Face,
     files,
 };
 
+/// How long the primary's own plugins may take, together.
+const PLUGINS_LIMIT: Duration = Duration::from_millis(800);
 /// The bridge of Flannel's chain, unless its configuration names another.
 const FLANNEL_BRIDGE: &str = "cni0";
 
@@ -42,6 +48,13 @@ impl Engine {
         for plugin in &list.plugins {
             find_plugin(&plugin.kind, &self.path).map_err(|error| not_ready(error.to_string()))?;
         }
+        let mut scene = self.bare_scene("", CniArgs::default());
+        scene.deadline = scene.deadline.min(Instant::now() + PLUGINS_LIMIT);
+        chain::status(list, &scene).await.map_err(|error| match error.code() {
+            // Not ready, and not ready with pods that are cut off: which of the two is theirs to say.
+            50 | 51 => error,
+            _ => not_ready(format!("{error}: {}", error.details())),
+        })?;
         match bridge_disagreement(list).await {
             Some(problem) => Err(not_ready(problem)),
             None => Ok(()),

@@ -1,5 +1,7 @@
 //! The addresses of what is attached in-process: host-local's pools, `static`, or an IPAM plugin that is executed.
 
+use std::path::Path;
+
 use ipam::{Pool, Prior, RawIpam, RawRange, Request, StaticAddresses, StaticRequest, Store, requested_addresses};
 use serde_json::{Map, Value};
 
@@ -10,6 +12,7 @@ use crate::{
         record::{PoolAddresses, Record},
     },
     cni::{CniArgs, CniResult, Dns, Error, Ip, Object, PluginList, Route, SpecVersion},
+    node::{SUBNET_FILE, Sources},
     settings::judge,
 };
 
@@ -79,7 +82,9 @@ impl Engine {
             return Ok(BuiltinIpam::Static(StaticAddresses::new(&raw, &request)?));
         }
         let extra: Vec<Vec<RawRange>> = runtime_config.get("ipRanges")?.unwrap_or_default();
-        let pool = Box::new(Pool::new(&list.name, &raw, &extra, &ipam::Node::default())?);
+        let sources =
+            Sources { name: &self.settings.node_name, file: &self.settings.node_file, subnet: Path::new(SUBNET_FILE) };
+        let pool = Box::new(Pool::new(&list.name, &raw, &extra, &sources.node(&raw, network)?)?);
         if list.version < SpecVersion::V0_3_0 {
             refuse_several_of_a_family(&pool, list.version)?;
         }

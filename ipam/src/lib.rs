@@ -21,6 +21,7 @@ mod resolv_conf;
 mod route;
 mod static_addresses;
 mod store;
+mod vacancy;
 
 pub use config::{RawAddress, RawIpam, RawRange, RawRoute};
 pub use error::Error;

@@ -53,13 +53,7 @@ impl Pool {
     /// # Errors
     /// The configuration errors of [`Error`], with host-local's texts; [`Error::NetworkName`], [`Error::DataDir`].
     pub fn new(network: &str, raw: &RawIpam, extra: &[Vec<RawRange>]) -> Result<Pool, Error> {
-        if !is_name(network) {
-            return Err(Error::NetworkName { name: network.to_owned() });
-        }
-        let data_dir = raw.data_dir.as_deref().filter(|path| !path.is_empty()).unwrap_or(DEFAULT_DATA_DIR);
-        if !Path::new(data_dir).is_absolute() {
-            return Err(Error::DataDir { path: PathBuf::from(data_dir) });
-        }
+        let directory = Pool::directory_of(network, raw)?;
         let legacy = raw.legacy_range();
         let mut sets = Vec::new();
         for (index, set) in extra.iter().enumerate() {
@@ -71,11 +65,26 @@ impl Pool {
         }
         Ok(Pool {
             network: network.to_owned(),
-            directory: Path::new(data_dir).join(network),
+            directory,
             sets: RangeSet::all(&sets)?,
             routes: Route::all(raw.routes.as_ref())?,
             resolv_conf: raw.resolv_conf.as_deref().filter(|path| !path.is_empty()).map(PathBuf::from),
         })
+    }
+
+    /// Where a pool lies, whatever its ranges: what was reserved can be given back though they are wrong by now.
+    ///
+    /// # Errors
+    /// [`Error::NetworkName`], [`Error::DataDir`].
+    pub fn directory_of(network: &str, raw: &RawIpam) -> Result<PathBuf, Error> {
+        if !is_name(network) {
+            return Err(Error::NetworkName { name: network.to_owned() });
+        }
+        let data_dir = raw.data_dir.as_deref().filter(|path| !path.is_empty()).unwrap_or(DEFAULT_DATA_DIR);
+        if !Path::new(data_dir).is_absolute() {
+            return Err(Error::DataDir { path: PathBuf::from(data_dir) });
+        }
+        Ok(Path::new(data_dir).join(network))
     }
 
     /// The pool's directory, to give addresses back to.

@@ -32,7 +32,20 @@ struct NodeFile {
     pods: Option<(String, String)>,
 }
 
-impl Sources<'_> {
+impl Default for Sources<'static> {
+    /// For a plugin alone, whose configuration says nothing of the node.
+    fn default() -> Self {
+        Sources::with("", Path::new(NODE_FILE))
+    }
+}
+
+impl<'a> Sources<'a> {
+    /// A name and a file from the configuration, and Flannel's own file.
+    #[must_use]
+    pub fn with(name: &'a str, file: &'a Path) -> Self {
+        Self { name, file, subnet: Path::new(SUBNET_FILE) }
+    }
+
     /// What the pool of `network` has to know of the node. No file is read for a pool that is the same on every node.
     ///
     /// # Errors

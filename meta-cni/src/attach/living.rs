@@ -25,8 +25,7 @@ impl Evidence {
     /// # Errors
     /// What could not be looked at must not be taken for dead: then nothing is known.
     pub(super) async fn gather(journals: &[Records], boot_id: &str) -> Result<Self, Error> {
-        let mut found =
-            Self { containers: HashSet::new(), addresses: HashSet::new(), processes: ProcessWords::look() };
+        let mut found = Self { containers: HashSet::new(), addresses: HashSet::new(), processes: ProcessWords::look() };
         for records in journals {
             for container in records.containers()? {
                 for entry in records.of_container(&container)? {

@@ -77,7 +77,8 @@ mod tests {
         let all = ["/run/pools/cbr0", "/var/lib/cni/networks/cbr0"].map(PathBuf::from);
         assert_eq!(of_network(&flannel), all.into());
         assert_eq!(scratch_of(&flannel), Some(PathBuf::from("/run/f")));
-        let plain = list(r#"{"name":"a","cniVersion":"1.0.0","type":"macvlan","ipam":{"type":"host-local","dataDir":"x"}}"#);
+        let plain =
+            list(r#"{"name":"a","cniVersion":"1.0.0","type":"macvlan","ipam":{"type":"host-local","dataDir":"x"}}"#);
         assert_eq!(of_network(&plain), [PathBuf::from("/var/lib/cni/networks/a")].into());
         assert_eq!(scratch_of(&plain), None);
     }

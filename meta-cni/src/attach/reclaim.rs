@@ -18,8 +18,8 @@ use super::{
     Engine, builtin::LOCK_PATIENCE, gc::Living, living::Evidence, lock::SandboxLock, pools, primary, record::Entry,
 };
 use crate::{
-    cni::{CniArgs, Command, Error, Object, Plugin, PluginList, Scene, chain},
     cluster::Cluster,
+    cni::{CniArgs, Command, Error, Object, Plugin, PluginList, Scene, chain},
     face::Face,
     node::BootLists,
 };
@@ -233,7 +233,12 @@ impl Engine {
 
     /// Has the primary's chain undo a container that did not outlive the boot, under the lock of that sandbox: a DEL of the
     /// runtime's may be at work there. Gives the number of addresses that are free now.
-    async fn detach_dead(&self, primary: &Primary, container: &str, leases: &[(PathBuf, Lease)]) -> Result<usize, Error> {
+    async fn detach_dead(
+        &self,
+        primary: &Primary,
+        container: &str,
+        leases: &[(PathBuf, Lease)],
+    ) -> Result<usize, Error> {
         let Some(lock) = SandboxLock::try_take(&self.layout.sandbox_lock(container))? else { return Ok(0) };
         let mut engine = self.with_deadline(self.deadline);
         engine.lock = Some(Arc::new(lock));
@@ -251,8 +256,7 @@ impl Engine {
         leases: &[(PathBuf, Lease)],
     ) -> Result<usize, Error> {
         let entries = self.records.of_container(container)?;
-        let of_earlier_boot =
-            |entry: &Entry| matches!(entry, Entry::Good(record) if record.boot_id != self.boot_id);
+        let of_earlier_boot = |entry: &Entry| matches!(entry, Entry::Good(record) if record.boot_id != self.boot_id);
         if !entries.iter().all(of_earlier_boot) {
             return Ok(0);
         }

@@ -130,7 +130,11 @@ impl BootLists {
     /// # Errors
     /// [`Error::Io`].
     pub fn pools(&self) -> Result<Vec<PoolAtBoot>, Error> {
-        Ok(self.read()?.into_iter().filter_map(|listed| if let Listed::Pool(pool) = listed { Some(pool) } else { None }).collect())
+        Ok(self
+            .read()?
+            .into_iter()
+            .filter_map(|listed| if let Listed::Pool(pool) = listed { Some(pool) } else { None })
+            .collect())
     }
 
     /// The containers that Flannel's plugin had files of in a directory.

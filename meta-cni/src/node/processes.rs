@@ -56,9 +56,13 @@ mod tests {
     fn ids_are_found_as_runtimes_write_them() {
         let mut words = HashSet::new();
         add_words("0::/kubepods.slice/kubepods-pod1_2.slice/cri-containerd-c0ffee.scope\n", &mut words);
-        add_words("/usr/bin/containerd-shim-runc-v2\0-namespace\0k8s.io\0-id\0a-pod.1\0-address\0/run/x.sock\0", &mut words);
+        add_words(
+            "/usr/bin/containerd-shim-runc-v2\0-namespace\0k8s.io\0-id\0a-pod.1\0-address\0/run/x.sock\0",
+            &mut words,
+        );
         let words = ProcessWords(words);
-        for (container, there) in [("c0ffee", true), ("a-pod.1", true), ("c0ff", false), ("", false), ("other", false)] {
+        for (container, there) in [("c0ffee", true), ("a-pod.1", true), ("c0ff", false), ("", false), ("other", false)]
+        {
             assert_eq!(words.have(container), there, "{container}");
         }
     }

@@ -261,25 +261,33 @@ impl Engine {
             return Ok(0);
         }
         tracing::warn!(container, addresses = leases.len(), "a container did not outlive the boot: detaching it");
-        if let Some(error) = Error::join(self.undo_entries(entries, "").await) {
-            return Err(error);
-        }
+        let mut errors = self.undo_entries(entries, "").await;
         let has_file = || primary.scratch.as_ref().is_some_and(|scratch| scratch.join(container).exists());
         let interfaces: BTreeSet<&str> = leases.iter().filter_map(|(_, lease)| lease.interface.as_deref()).collect();
         let interfaces = if interfaces.is_empty() { BTreeSet::from(["eth0"]) } else { interfaces };
         for interface in interfaces {
             let scene = self.scene_of_dead(container, interface);
             if has_file() || !still_held(leases)?.is_empty() {
-                chain::del(&primary.list, 0, None, &scene, true).await?;
+                errors.extend(chain::del(&primary.list, 0, None, &scene, true).await.err());
             }
         }
         for (pool, lease) in still_held(leases)? {
-            self.release_by_ipam(primary, container, pool, lease).await?;
+            errors.extend(self.release_by_ipam(primary, container, pool, lease).await.err());
         }
-        Ok(leases.len() - still_held(leases)?.len())
+        let left = still_held(leases)?.len();
+        match Error::join(errors) {
+            Some(error) if left > 0 => return Err(error),
+            // A file of Flannel's that is torn stays, and with it this: its plugin alone may remove it, and cannot.
+            Some(error) => {
+                tracing::warn!(container, %error, "the addresses of a dead container are free, the rest is not undone")
+            }
+            None => {}
+        }
+        Ok(leases.len() - left)
     }
 
-    /// Flannel's plugin does nothing for a container whose file is lost, and so its IPAM plugin is not asked: it is now.
+    /// Flannel's plugin does nothing for a container whose file is lost or torn, and so its IPAM plugin is not asked: it is
+    /// now.
     async fn release_by_ipam(
         &self,
         primary: &Primary,

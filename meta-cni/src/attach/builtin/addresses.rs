@@ -1,13 +1,9 @@
 //! The addresses of what is attached in-process: host-local's pools, `static`, or an IPAM plugin that is executed.
 
-use ipam::{Pool, Prior, RawIpam, RawRange, Request, StaticAddresses, StaticRequest, requested_addresses};
+use ipam::{Pool, RawIpam, RawRange, Reservation, StaticAddresses, StaticRequest, requested_addresses};
 
-use super::LOCK_PATIENCE;
 use crate::{
-    attach::{
-        Engine,
-        record::{PoolAddresses, Record},
-    },
+    attach::Engine,
     cni::{CniArgs, CniResult, Dns, Error, Ip, Object, PluginList, Route, ips_of_args, refuse_several_of_a_family},
     node::Sources,
     settings::judge,
@@ -27,7 +23,7 @@ pub(super) enum BuiltinIpam {
 
 /// Addresses, routes and name servers of an attachment.
 #[derive(Debug, Default)]
-pub(super) struct Addresses {
+pub(in crate::attach) struct Addresses {
     pub(super) ips: Vec<Ip>,
     pub(super) routes: Vec<Route>,
     pub(super) dns: Dns,
@@ -85,36 +81,29 @@ impl Engine {
         let requested = requested_addresses(environment, &of_args, &runtime)?;
         Ok(BuiltinIpam::Pool { pool, requested })
     }
+}
 
-    /// Reserves addresses of a pool, written down before they are taken; static ones are known already.
-    pub(super) fn reserve(&self, ipam: &BuiltinIpam, record: &mut Record) -> Result<Addresses, Error> {
-        match ipam {
-            BuiltinIpam::None | BuiltinIpam::Executed(_) => Ok(Addresses::default()),
-            BuiltinIpam::Static(given) => Ok(Addresses {
-                ips: given
-                    .addresses
-                    .iter()
-                    .map(|ip| Ip { interface: None, address: ip.address, gateway: ip.gateway })
-                    .collect(),
-                routes: given.routes.iter().map(Route::from).collect(),
-                dns: given.dns.clone().into(),
-            }),
-            BuiltinIpam::Pool { pool, requested } => {
-                let owner = ipam::Owner::new(&record.call.container, &record.interface)?;
-                // What an earlier attempt of this call reserved was given back before: the records say so.
-                let request = Request { owner: &owner, requested, prior: Prior::NoneKnown, lock_wait: LOCK_PATIENCE };
-                let reserved = pool.reserve_with(&request, |chosen| {
-                    let addresses = chosen.iter().map(|reservation| reservation.address.addr()).collect();
-                    record.addresses = Some(PoolAddresses { directory: pool.directory.clone(), addresses });
-                    self.records.write(record, false)
-                })?;
-                let found_dns = pool.resolv_conf.as_deref().map(ipam::Dns::read).transpose()?.unwrap_or_default();
-                Ok(Addresses {
-                    ips: reserved.iter().map(Ip::from).collect(),
-                    routes: pool.routes.iter().map(Route::from).collect(),
-                    dns: found_dns.into(),
-                })
-            }
+impl Addresses {
+    /// Those that the configuration itself names.
+    pub(super) fn fixed(given: &StaticAddresses) -> Self {
+        Self {
+            ips: given
+                .addresses
+                .iter()
+                .map(|ip| Ip { interface: None, address: ip.address, gateway: ip.gateway })
+                .collect(),
+            routes: given.routes.iter().map(Route::from).collect(),
+            dns: given.dns.clone().into(),
         }
+    }
+
+    /// Those that a pool gave.
+    pub(super) fn of_pool(pool: &Pool, reserved: &[Reservation]) -> Result<Self, Error> {
+        let dns = pool.resolv_conf.as_deref().map(ipam::Dns::read).transpose()?.unwrap_or_default();
+        Ok(Self {
+            ips: reserved.iter().map(Ip::from).collect(),
+            routes: pool.routes.iter().map(Route::from).collect(),
+            dns: dns.into(),
+        })
     }
 }

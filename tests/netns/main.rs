@@ -15,6 +15,7 @@ mod face;
 mod forms;
 mod multus;
 mod primary;
+mod reboot;
 mod refusals;
 mod requests;
 mod results;

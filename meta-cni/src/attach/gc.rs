@@ -45,6 +45,11 @@ impl Living {
     pub(super) fn knows_not(&self, container: &str) -> bool {
         self.valid.as_ref().is_some_and(|valid| !valid.iter().any(|one| one.container == container))
     }
+
+    /// Whether the list has an attachment of this container.
+    pub(super) fn lists(&self, container: &str) -> bool {
+        self.valid.iter().flatten().any(|valid| valid.container == container)
+    }
 }
 
 impl Engine {
@@ -55,6 +60,7 @@ impl Engine {
     /// All failures; the rest was done all the same.
     pub async fn gc(&mut self) -> Result<(), Error> {
         self.layout.create()?;
+        self.list_boot_or_warn().await;
         let listed = self.listed()?;
         let valid: Option<BTreeSet<Valid>> = match &listed {
             Value::Null => None,
@@ -90,9 +96,9 @@ impl Engine {
                 }
             }
         }
+        errors.extend(self.reclaim_at_gc(&living).await);
         errors.extend(self.records.forget_unused_confs().err());
         errors.extend(SandboxLock::sweep(&self.layout, &self.records).err());
-        errors.extend(self.release_orphans());
         Error::join(errors).map_or(Ok(()), Err)
     }
 

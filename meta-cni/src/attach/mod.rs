@@ -10,10 +10,13 @@ mod check;
 mod configured;
 mod del;
 mod gc;
+mod living;
 mod lock;
 mod multus;
+mod pools;
 mod primary;
 mod readiness;
+mod reclaim;
 mod request;
 mod undo;
 
@@ -24,7 +27,7 @@ use tokio::time::Instant;
 
 use crate::{
     cluster::Cluster,
-    cni::{CniArgs, Command, Error, Invocation, Scene},
+    cni::{CniArgs, Command, Error, Invocation, Object, Scene},
     face::Face,
     node::{Layout, boot_id},
     settings::Settings,
@@ -94,6 +97,13 @@ impl Engine {
             self.records.tidy(container);
             lock.remove_file();
         }
+    }
+
+    /// The journals on this node: ours, and those of the faces, each of which has its own.
+    fn journals(&self) -> Vec<Records> {
+        let default = Settings::of_plugin(&Object::default());
+        let layouts = [&self.settings, &default].map(|settings| Face::ALL.map(|face| Layout::of(settings, face)));
+        layouts.iter().flatten().map(Records::of).collect()
     }
 
     /// The key of this call.

@@ -3,7 +3,9 @@
 
 use std::collections::BTreeSet;
 
-use super::{Engine, builtin::pools, gc::Living, open_netns};
+use ipam::Store;
+
+use super::{Engine, builtin::LOCK_PATIENCE, gc::Living, open_netns, pools};
 use crate::{
     cni::{Error, Object, Plugin, PluginList, chain},
     node::multus::{Delegate, Left, MultusFiles},
@@ -150,7 +152,8 @@ impl Engine {
             Err(error) => return vec![error],
         };
         let mut errors = Vec::new();
-        for pool in pools() {
+        for pool in pools::of_node() {
+            let pool = Store::new(&pool, LOCK_PATIENCE);
             let released = pool.leases().and_then(|mut leases| {
                 leases.retain(|lease| {
                     lease.container.as_ref() == Some(container)

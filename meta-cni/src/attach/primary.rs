@@ -9,11 +9,10 @@ use crate::{
     cluster::Cluster,
     cni::{Error, PluginList},
     network::Network,
+    node::SUBNET_FILE,
     settings::Settings,
 };
 
-/// Where Flannel's plugin looks for its subnet, unless its configuration says otherwise.
-const SUBNET_FILE: &str = "/run/flannel/subnet.env";
 /// After which time a file that is not there yet is looked for again: the first time, and at most.
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);

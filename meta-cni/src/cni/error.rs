@@ -133,6 +133,15 @@ impl Error {
         Self::Network { network: network.into(), source: Box::new(self) }
     }
 
+    /// The same error without the network.
+    #[must_use]
+    pub fn without_network(self) -> Self {
+        match self {
+            Self::Network { source, .. } => *source,
+            other => other,
+        }
+    }
+
     /// One error for a list that is not empty; nothing for an empty one.
     #[must_use]
     pub fn join(mut errors: Vec<Error>) -> Option<Self> {
@@ -280,6 +289,7 @@ fn address_code(error: &ipam::Error) -> u32 {
     use ipam::Error as E;
     match error {
         E::RequestedGateway { .. }
+        | E::RequestedExcluded { .. }
         | E::Taken { .. }
         | E::Duplicate { .. }
         | E::Exhausted { .. }
@@ -304,6 +314,16 @@ fn address_code(error: &ipam::Error) -> u32 {
         | E::StaticEnvironment { .. }
         | E::StaticRequested { .. }
         | E::StaticGateway { .. }
+        | E::NothingToGive { .. }
+        | E::ExcludeHostBits { .. }
+        | E::ExcludeOutside { .. }
+        | E::RangesTwice
+        | E::NodeEntry { .. }
+        | E::NodeRanges { .. }
+        | E::NoEntry { .. }
+        | E::NoSlice
+        | E::PodRange { .. }
+        | E::SliceTooSmall { .. }
         | E::NetworkName { .. }
         | E::DataDir { .. }
         | E::Owner { .. } => 7,

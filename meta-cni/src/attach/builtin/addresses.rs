@@ -1,15 +1,11 @@
 //! The addresses of what is attached in-process: host-local's pools, `static`, or an IPAM plugin that is executed.
 
-use ipam::{Pool, Prior, RawIpam, RawRange, Request, StaticAddresses, StaticRequest, Store, requested_addresses};
-use serde_json::{Map, Value};
+use ipam::{Pool, RawIpam, RawRange, Reservation, StaticAddresses, StaticRequest, requested_addresses};
 
-use super::LOCK_PATIENCE;
 use crate::{
-    attach::{
-        Engine,
-        record::{PoolAddresses, Record},
-    },
-    cni::{CniArgs, CniResult, Dns, Error, Ip, Object, PluginList, Route, SpecVersion},
+    attach::Engine,
+    cni::{CniArgs, CniResult, Dns, Error, Ip, Object, PluginList, Route, ips_of_args, refuse_several_of_a_family},
+    node::Sources,
     settings::judge,
 };
 
@@ -27,7 +23,7 @@ pub(super) enum BuiltinIpam {
 
 /// Addresses, routes and name servers of an attachment.
 #[derive(Debug, Default)]
-pub(super) struct Addresses {
+pub(in crate::attach) struct Addresses {
     pub(super) ips: Vec<Ip>,
     pub(super) routes: Vec<Route>,
     pub(super) dns: Dns,
@@ -69,7 +65,7 @@ impl Engine {
         let place = format!("\"ipam\" of the definition {network}");
         judge(&unknown, RawIpam::known_keys(), &place, self.invocation.conf.switch("strict")?)?;
         let runtime: Vec<String> = runtime_config.get("ips")?.unwrap_or_default();
-        let of_args = ips_of_args(list)?;
+        let of_args = list.plugins.first().map(|plugin| ips_of_args(&plugin.object)).transpose()?.unwrap_or_default();
         // The runtime's and the argument's addresses are the same ones, said in two ways (see `network::attachments`).
         let environment = Some(args.get("IP")).filter(|text| !text.is_empty() && runtime.is_empty());
         if kind == "static" {
@@ -79,110 +75,35 @@ impl Engine {
             return Ok(BuiltinIpam::Static(StaticAddresses::new(&raw, &request)?));
         }
         let extra: Vec<Vec<RawRange>> = runtime_config.get("ipRanges")?.unwrap_or_default();
-        let pool = Box::new(Pool::new(&list.name, &raw, &extra)?);
-        if list.version < SpecVersion::V0_3_0 {
-            refuse_several_of_a_family(&pool, list.version)?;
-        }
+        let node = Sources::with(&self.settings.node_name, &self.settings.node_file).node(&raw, network)?;
+        let pool = Box::new(Pool::new(&list.name, &raw, &extra, &node)?);
+        refuse_several_of_a_family(&pool, list.version)?;
         let requested = requested_addresses(environment, &of_args, &runtime)?;
         Ok(BuiltinIpam::Pool { pool, requested })
     }
+}
 
-    /// Removes leases that name nobody, in all pools. host-local writes a lease after it has made the file, so a power cut
-    /// leaves empty ones, which no plugin ever gives back.
-    pub(in crate::attach) fn release_orphans(&self) -> Vec<Error> {
-        let mut errors = Vec::new();
-        for pool in pools() {
-            match pool.release_orphans() {
-                Ok(removed) => removed.iter().for_each(|lease| {
-                    tracing::warn!(address = %lease.address, "a lease that names nobody is removed");
-                }),
-                Err(error) => errors.push(error.into()),
-            }
-        }
-        errors
-    }
-
-    /// Reserves addresses of a pool, written down before they are taken; static ones are known already.
-    pub(super) fn reserve(&self, ipam: &BuiltinIpam, record: &mut Record) -> Result<Addresses, Error> {
-        match ipam {
-            BuiltinIpam::None | BuiltinIpam::Executed(_) => Ok(Addresses::default()),
-            BuiltinIpam::Static(given) => Ok(Addresses {
-                ips: given
-                    .addresses
-                    .iter()
-                    .map(|ip| Ip { interface: None, address: ip.address, gateway: ip.gateway })
-                    .collect(),
-                routes: given.routes.iter().map(route).collect(),
-                dns: dns(&given.dns),
-            }),
-            BuiltinIpam::Pool { pool, requested } => {
-                let owner = ipam::Owner::new(&record.call.container, &record.interface)?;
-                // What an earlier attempt of this call reserved was given back before: the records say so.
-                let request = Request { owner: &owner, requested, prior: Prior::NoneKnown, lock_wait: LOCK_PATIENCE };
-                let reserved = pool.reserve_with(&request, |chosen| {
-                    let addresses = chosen.iter().map(|reservation| reservation.address.addr()).collect();
-                    record.addresses = Some(PoolAddresses { directory: pool.directory.clone(), addresses });
-                    self.records.write(record, false)
-                })?;
-                let found_dns = pool.resolv_conf.as_deref().map(ipam::Dns::read).transpose()?.unwrap_or_default();
-                Ok(Addresses {
-                    ips: reserved
-                        .iter()
-                        .map(|found| Ip { interface: None, address: found.address, gateway: found.gateway })
-                        .collect(),
-                    routes: pool.routes.iter().map(route).collect(),
-                    dns: dns(&found_dns),
-                })
-            }
+impl Addresses {
+    /// Those that the configuration itself names.
+    pub(super) fn fixed(given: &StaticAddresses) -> Self {
+        Self {
+            ips: given
+                .addresses
+                .iter()
+                .map(|ip| Ip { interface: None, address: ip.address, gateway: ip.gateway })
+                .collect(),
+            routes: given.routes.iter().map(Route::from).collect(),
+            dns: given.dns.clone().into(),
         }
     }
-}
 
-/// All pools in host-local's own place.
-pub(in crate::attach) fn pools() -> impl Iterator<Item = Store> {
-    let entries = std::fs::read_dir(ipam::DEFAULT_DATA_DIR).into_iter().flatten().flatten();
-    let directories = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
-    directories.map(|directory| Store::new(directory.path(), LOCK_PATIENCE))
-}
-
-/// `args.cni.ips` of the first plugin.
-fn ips_of_args(list: &PluginList) -> Result<Vec<String>, Error> {
-    let Some(plugin) = list.plugins.first() else { return Ok(Vec::new()) };
-    let args = plugin.object.get::<Map<String, Value>>("args")?.unwrap_or_default();
-    match args.get("cni").and_then(|cni| cni.get("ips")) {
-        None | Some(Value::Null) => Ok(Vec::new()),
-        Some(ips) => {
-            serde_json::from_value(ips.clone()).map_err(|problem| Error::Config(format!("args.cni.ips: {problem}")))
-        }
-    }
-}
-
-/// Results below 0.3.0 have one address of each family.
-fn refuse_several_of_a_family(pool: &Pool, version: SpecVersion) -> Result<(), Error> {
-    let v6 = pool.sets.iter().filter(|set| set.is_ipv6()).count();
-    if v6 > 1 || pool.sets.len() - v6 > 1 {
-        return Err(Error::Config(format!("CNI version {version} does not support more than 1 address per family")));
-    }
-    Ok(())
-}
-
-fn route(from: &ipam::Route) -> Route {
-    Route {
-        dst: from.dst,
-        gw: from.gw,
-        mtu: from.mtu,
-        advmss: from.advmss,
-        priority: from.priority,
-        table: from.table,
-        scope: from.scope,
-    }
-}
-
-fn dns(from: &ipam::Dns) -> Dns {
-    Dns {
-        nameservers: from.nameservers.clone(),
-        domain: from.domain.clone().unwrap_or_default(),
-        search: from.search.clone(),
-        options: from.options.clone(),
+    /// Those that a pool gave.
+    pub(super) fn of_pool(pool: &Pool, reserved: &[Reservation]) -> Result<Self, Error> {
+        let dns = pool.resolv_conf.as_deref().map(ipam::Dns::read).transpose()?.unwrap_or_default();
+        Ok(Self {
+            ips: reserved.iter().map(Ip::from).collect(),
+            routes: pool.routes.iter().map(Route::from).collect(),
+            dns: dns.into(),
+        })
     }
 }

@@ -6,6 +6,7 @@ mod addresses;
 mod announce;
 mod check;
 mod leftover;
+mod reserve;
 mod sriov_cni;
 mod takeover;
 mod undo;
@@ -25,8 +26,8 @@ use crate::{
     network::Attachment,
     settings::{CNI_KEYS, judge},
 };
+pub(super) use addresses::Addresses;
 use addresses::BuiltinIpam;
-pub(super) use addresses::pools;
 pub(super) use announce::Announcements;
 
 pub(super) use check::has_interface;

@@ -57,6 +57,23 @@ fn a_pod_that_was_deleted_gets_nothing() {
 }
 
 #[test]
+fn a_pod_that_the_server_learns_of_late_is_waited_for() {
+    let bed = Bed::enter();
+    bed.macvlans(&[("new", 22)]);
+    let conf = bed.conf(&Bed::service_account());
+    let netns = bed.world.netns();
+    let pod = ApiPod { name: "new".to_owned(), uid: String::new() };
+    let adding = bed.call("ADD", &netns, &conf, &pod).start();
+    std::thread::sleep(std::time::Duration::from_millis(600));
+    Bed::pod_with("new", "new");
+    let output = adding.wait_with_output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(Bed::status("new").expect("network-status")[1]["name"], "default/new");
+    bed.call("DEL", &netns, &conf, &pod).ok();
+    bed.assert_undone(&netns);
+}
+
+#[test]
 fn definitions_and_pods_may_be_gone_before_del() {
     let bed = Bed::enter();
     bed.macvlans(&[("passing", 20)]);

@@ -1,6 +1,7 @@
 //! The API requests that we make, all of them: GET a pod's metadata, GET a definition, PATCH a pod's status.
 
 use std::{
+    hash::{BuildHasher as _, Hasher as _, RandomState},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -32,6 +33,11 @@ use crate::{
 const METADATA_ONLY: &str = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1";
 /// How long a connection may take to open.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a pod is looked for that the server does not know: kubelet may have heard of it from another one, which is
+/// ahead. After that it was deleted.
+const NEW_POD_PATIENCE: Duration = Duration::from_millis(2500);
+/// After which time a request is sent again, the first time.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
 /// How often a request that met a busy or restarting server is sent again.
 const RETRIES: u32 = 5;
 
@@ -63,12 +69,22 @@ impl ApiServer {
     pub(super) async fn pod(&self, pod: &PodName) -> Result<Pod, Error> {
         let path = format!("/api/v1/namespaces/{}/pods/{}", pod.namespace, pod.name);
         let what = format!("pod {}/{}", pod.namespace, pod.name);
-        match self.send(Method::GET, &path, METADATA_ONLY, None).await {
-            Ok(object) => Ok(Pod::from_object(&object)),
-            Err(Failure::Status(404, _)) => {
-                Err(Error::TryLater(format!("{what} is not known to the API server: it was deleted, or is too new")))
+        let patience = Instant::now() + NEW_POD_PATIENCE;
+        let mut pause = FIRST_PAUSE;
+        loop {
+            match self.send(Method::GET, &path, METADATA_ONLY, None).await {
+                Ok(object) => return Ok(Pod::from_object(&object)),
+                Err(Failure::Status(404, _)) if Instant::now() + pause < patience.min(self.deadline) => {
+                    tokio::time::sleep(jittered(pause)).await;
+                    pause *= 2;
+                }
+                Err(Failure::Status(404, _)) => {
+                    return Err(Error::TryLater(format!(
+                        "{what} is not known to the API server: it was deleted meanwhile, and nothing is attached for it"
+                    )));
+                }
+                Err(failure) => return Err(failure.into_error("get", &what)),
             }
-            Err(failure) => Err(failure.into_error("get", &what)),
         }
     }
 
@@ -108,7 +124,7 @@ impl ApiServer {
             Err(_) => return Err(Failure::Away("the deadline passed while the client was made".to_owned())),
         };
         let body = patch.map(|patch| patch.to_string().into_bytes()).unwrap_or_default();
-        let mut pause = Duration::from_millis(50);
+        let mut pause = FIRST_PAUSE;
         for attempt in 0.. {
             let request = Request::builder()
                 .method(method.clone())
@@ -125,11 +141,18 @@ impl ApiServer {
             if attempt >= RETRIES || !failure.may_pass() || Instant::now() + pause >= self.deadline {
                 return Err(failure);
             }
-            tokio::time::sleep(pause).await;
+            tokio::time::sleep(jittered(pause)).await;
             pause *= 3;
         }
         Err(Failure::Away("not tried".to_owned()))
     }
+}
+
+/// A pause between half and all of `longest`: many pods that met the same busy server do not come back at once.
+fn jittered(longest: Duration) -> Duration {
+    // Every RandomState has keys of its own, from the kernel's random numbers.
+    let random = RandomState::new().build_hasher().finish();
+    longest / 2 + longest * u32::from(u8::try_from(random % 256).unwrap_or_default()) / 512
 }
 
 /// Why a request was not answered with what was asked for.
@@ -234,5 +257,18 @@ fn read_token(path: &str) -> Result<String, Error> {
     match text.trim() {
         "" => Err(Error::Config(format!("the token file {path} is empty: put the token of a service account there"))),
         token => Ok(token.to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_differ_within_bounds() {
+        let longest = Duration::from_millis(800);
+        let pauses: Vec<Duration> = (0..50).map(|_| jittered(longest)).collect();
+        assert!(pauses.iter().all(|pause| (longest / 2..=longest).contains(pause)), "{pauses:?}");
+        assert!(pauses.iter().any(|pause| *pause != pauses[0]));
     }
 }

@@ -59,7 +59,7 @@ fn a_pod_that_was_deleted_gets_nothing() {
 #[test]
 fn a_pod_that_the_server_learns_of_late_is_waited_for() {
     let bed = Bed::enter();
-    bed.macvlans(&[("new", 22)]);
+    bed.macvlans(&[("new", 28)]);
     let conf = bed.conf(&Bed::service_account());
     let netns = bed.world.netns();
     let pod = ApiPod { name: "new".to_owned(), uid: String::new() };

@@ -9,18 +9,24 @@
 
 mod address;
 mod allocate;
+mod beside;
 mod config;
 mod error;
+mod held;
+mod index;
 mod lease;
 mod lock;
 mod owner;
 mod pool;
 mod range;
 mod request;
+mod reserve;
 mod resolv_conf;
 mod route;
 mod static_addresses;
 mod store;
+mod unchanged;
+mod withheld;
 
 pub use config::{RawAddress, RawIpam, RawRange, RawRoute};
 pub use error::Error;
@@ -29,7 +35,9 @@ pub use owner::Owner;
 pub use pool::{DEFAULT_DATA_DIR, Pool, Reservation};
 pub use range::{IpRange, RangeSet};
 pub use request::{Prior, Request, requested_addresses};
+pub use reserve::reserve_all;
 pub use resolv_conf::Dns;
 pub use route::Route;
 pub use static_addresses::{StaticAddress, StaticAddresses, StaticRequest};
 pub use store::{Known, Lease, Released, Store};
+pub use withheld::{Reason, Withheld};

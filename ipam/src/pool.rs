@@ -1,24 +1,17 @@
 //! A network's pool of addresses: its configuration, and taking one address of every range set.
 
-use std::collections::HashSet;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ipnet::IpNet;
 
-use crate::allocate::{self, Candidates, first_free};
-use crate::owner::{Claim, is_name};
+use crate::owner::is_name;
 use crate::range::placed;
-use crate::store::Held;
-use crate::{Error, IpRange, Owner, Prior, RangeSet, RawIpam, RawRange, Request, Route, Store, lease};
+use crate::{Error, RangeSet, RawIpam, RawRange, Request, Route, Store, reserve_all};
 
 /// Where pools lie if the configuration says nothing.
 pub const DEFAULT_DATA_DIR: &str = "/var/lib/cni/networks";
-
-/// So many files are looked at one by one before the directory is listed once. In a pool at most half full an
-/// address is found before that nearly always; in a fuller one listing names is far cheaper than opening files.
-const LOOKS: usize = 16;
 
 /// host-local's configuration of one network.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,6 +26,8 @@ pub struct Pool {
     pub routes: Vec<Route>,
     /// A resolv.conf whose content becomes the result's DNS; see [`crate::Dns::read`].
     pub resolv_conf: Option<PathBuf>,
+    /// So long an address that was given back is not given out again.
+    pub cool_down: Duration,
 }
 
 /// One address that was reserved.
@@ -75,12 +70,13 @@ impl Pool {
             sets: RangeSet::all(&sets)?,
             routes: Route::all(raw.routes.as_ref())?,
             resolv_conf: raw.resolv_conf.as_deref().filter(|path| !path.is_empty()).map(PathBuf::from),
+            cool_down: Duration::ZERO,
         })
     }
 
     /// The pool's directory, to give addresses back to.
     pub fn store(&self, lock_wait: Duration) -> Store {
-        Store::new(&self.directory, lock_wait)
+        Store::new(&self.directory, lock_wait).cooling_down(self.cool_down)
     }
 
     /// Reserves one address of every range set, all or none; see [`Pool::reserve_with`].
@@ -96,7 +92,7 @@ impl Pool {
     /// `record` runs while the pool is locked: it must be short, and take no lock that comes before the pool's.
     ///
     /// # Errors
-    /// Nothing is reserved then: [`Error::Exhausted`], [`Error::Taken`], [`Error::RequestedGateway`],
+    /// Nothing is reserved then: [`Error::Exhausted`], [`Error::Taken`], [`Error::RequestedGateway`], [`Error::Withheld`],
     /// [`Error::Duplicate`], [`Error::Unserved`], [`Error::LockTimeout`], [`Error::Io`], or what `record` failed with.
     /// An earlier reservation of the owner stays as it is. Only with [`Error::NotGivenBack`] an address is still held.
     pub fn reserve_with<E: From<Error>>(
@@ -104,114 +100,8 @@ impl Pool {
         request: &Request<'_>,
         record: impl FnOnce(&[Reservation]) -> Result<(), E>,
     ) -> Result<Vec<Reservation>, E> {
-        let store = self.store(request.lock_wait);
-        let held = store.lock_or_create()?;
-        let chosen = self.choose(&held, request)?;
-        record(&chosen)?;
-        commit(&held, request.owner, &chosen)?;
-        Ok(chosen)
-    }
-
-    /// Decides which addresses the request gets. Changes nothing.
-    fn choose(&self, held: &Held<'_>, request: &Request<'_>) -> Result<Vec<Reservation>, Error> {
-        let (wanted, left) = allocate::assign(&self.sets, request.requested);
-        // host-local does not look for earlier reservations where an address is asked for by name.
-        let own = match request.prior {
-            Prior::Unknown | Prior::Indexed if wanted.iter().any(Option::is_none) => held.held_by(request.owner)?,
-            Prior::Unknown | Prior::Indexed | Prior::NoneKnown => Vec::new(),
-        };
-        let mut names = None;
-        let mut chosen = Vec::with_capacity(self.sets.len());
-        for (index, (set, wanted)) in self.sets.iter().zip(wanted).enumerate() {
-            let (address, range) = match wanted {
-                Some(address) => by_name(held, index, set, address)?,
-                None => {
-                    if let Some(address) = own.iter().find(|address| set.range_of(**address).is_some()) {
-                        let container = request.owner.container().to_owned();
-                        return Err(Error::Duplicate { set: index, address: *address, container });
-                    }
-                    let found = by_turn(held, index, set, &mut names)?;
-                    found.ok_or_else(|| Error::Exhausted { set: index, ranges: set.to_string() })?
-                }
-            };
-            let address = range.with_prefix(address);
-            chosen.push(Reservation { address, gateway: Some(range.gateway()), set: index });
-        }
-        if !left.is_empty() {
-            return Err(Error::Unserved { addresses: left });
-        }
-        Ok(chosen)
-    }
-}
-
-/// An address asked for by name.
-fn by_name<'a>(
-    held: &Held<'_>,
-    index: usize,
-    set: &'a RangeSet,
-    address: IpAddr,
-) -> Result<(IpAddr, &'a IpRange), Error> {
-    let taken = |claim: Option<&Claim>| Error::Taken {
-        set: index,
-        address,
-        ranges: set.to_string(),
-        holder: claim.and_then(Claim::container).map(str::to_owned),
-    };
-    let range = set.range_of(address).ok_or_else(|| taken(None))?;
-    if address == range.gateway() {
-        return Err(Error::RequestedGateway { set: index, address });
-    }
-    match held.claim(address)? {
-        None => Ok((address, range)),
-        Some(claim) => Err(taken(Some(&claim))),
-    }
-}
-
-/// The next free address of a set. `names` keeps the directory's listing, made when it is first needed.
-fn by_turn<'a>(
-    held: &Held<'_>,
-    index: usize,
-    set: &'a RangeSet,
-    names: &mut Option<HashSet<IpAddr>>,
-) -> Result<Option<(IpAddr, &'a IpRange)>, Error> {
-    let candidates = Candidates::after(set, lease::last_reserved(held.directory, index)?);
-    let mut looks = 0;
-    let found = first_free(candidates.clone(), |address| {
-        looks += 1;
-        if looks <= LOOKS {
-            return Ok(held.claim(address)?.is_some());
-        }
-        let listed = match names.take() {
-            Some(listed) => listed,
-            None => held.names()?,
-        };
-        Ok(names.insert(listed).contains(&address))
-    })?;
-    if found.is_some() || looks <= LOOKS {
-        return Ok(found);
-    }
-    // Every name is there. Before giving up, look for files that stand for nobody.
-    first_free(candidates, |address| Ok(held.claim(address)?.is_some()))
-}
-
-/// Makes the reservations; on a failure those already made are given back.
-fn commit(held: &Held<'_>, owner: &Owner, chosen: &[Reservation]) -> Result<(), Error> {
-    // First the place in the round: if that fails, or we die here, nothing is held.
-    for reservation in chosen {
-        lease::set_last_reserved(held.directory, reservation.set, reservation.address.addr())?;
-    }
-    for (made, reservation) in chosen.iter().enumerate() {
-        let Err(cause) = lease::create(held.directory, reservation.address.addr(), owner) else { continue };
-        return Err(chosen.iter().take(made).rev().fold(cause, |cause, earlier| give_back(held, earlier, cause)));
-    }
-    Ok(())
-}
-
-fn give_back(held: &Held<'_>, reservation: &Reservation, cause: Error) -> Error {
-    let address = reservation.address.addr();
-    match lease::remove(&lease::path_of(held.directory, address)) {
-        Ok(_) => cause,
-        Err(Error::Io { path, source, .. }) => Error::NotGivenBack { address, path, cause: Box::new(cause), source },
-        Err(_) => cause,
+        let mut reserved =
+            reserve_all(&[(self, *request)], |chosen| chosen.first().map_or(Ok(()), |chosen| record(chosen)))?;
+        Ok(reserved.pop().unwrap_or_default())
     }
 }

@@ -141,7 +141,9 @@ impl Engine {
 /// All pools in host-local's own place.
 pub(super) fn pools() -> impl Iterator<Item = Store> {
     let entries = std::fs::read_dir(ipam::DEFAULT_DATA_DIR).into_iter().flatten().flatten();
-    let directories = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    // No network's name begins with a dot: that is what lies beside the pools.
+    let pools = entries.filter(|entry| !entry.file_name().as_encoded_bytes().starts_with(b"."));
+    let directories = pools.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
     directories.map(|directory| Store::new(directory.path(), LOCK_PATIENCE))
 }
 

@@ -39,7 +39,7 @@ pub fn reserve_all<E: From<Error>>(
 }
 
 /// What is to be reserved: decided step by step, then done at once.
-struct Choice<'a> {
+pub(crate) struct Choice<'a> {
     held: &'a Held<'a>,
     /// The last address of each range set's round; what is not here is read from the pool.
     cursors: BTreeMap<usize, IpAddr>,
@@ -55,7 +55,7 @@ struct Choice<'a> {
 }
 
 impl<'a> Choice<'a> {
-    fn on(held: &'a Held<'a>) -> Choice<'a> {
+    pub(crate) fn on(held: &'a Held<'a>) -> Choice<'a> {
         Choice {
             held,
             cursors: BTreeMap::new(),
@@ -85,8 +85,7 @@ impl<'a> Choice<'a> {
             };
             self.cursors.insert(index, address);
             self.chosen.push((request.owner, address));
-            let gateway = Some(range.gateway());
-            reserved.push(Reservation { address: range.with_prefix(address), gateway, set: index });
+            reserved.push(Reservation { address: range.with_prefix(address), gateway: range.gateway(), set: index });
         }
         if !left.is_empty() {
             return Err(Error::Unserved { addresses: left });
@@ -130,8 +129,11 @@ impl<'a> Choice<'a> {
             holder: holder.map(str::to_owned),
         };
         let range = set.range_of(address).ok_or_else(|| taken(None))?;
-        if address == range.gateway() {
+        if range.gateway() == Some(address) {
             return Err(Error::RequestedGateway { set: index, address });
+        }
+        if range.excludes(address) {
+            return Err(Error::RequestedExcluded { set: index, address });
         }
         if let Some((owner, _)) = self.chosen.iter().find(|(_, chosen)| *chosen == address) {
             return Err(taken(Some(owner.container())));
@@ -146,7 +148,7 @@ impl<'a> Choice<'a> {
     }
 
     /// The next free address of a set.
-    fn by_turn<'s>(&mut self, index: usize, set: &'s RangeSet) -> Result<(IpAddr, &'s IpRange), Error> {
+    pub(crate) fn by_turn<'s>(&mut self, index: usize, set: &'s RangeSet) -> Result<(IpAddr, &'s IpRange), Error> {
         let last = match self.cursors.get(&index) {
             Some(last) => Some(*last),
             None => lease::last_reserved(self.held.directory, index)?,

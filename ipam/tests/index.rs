@@ -9,14 +9,14 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use ipam::{Error, Known, Owner, Pool, Prior, RawIpam, Request, Reservation, Store, reserve_all};
+use ipam::{Error, Known, Node, Owner, Pool, Prior, RawIpam, Request, Reservation, Store, reserve_all};
 
 const WAIT: Duration = Duration::from_secs(20);
 
 fn pool(data: &Path, ranges: &str) -> Pool {
     let raw: RawIpam =
         serde_json::from_str(&format!(r#"{{"dataDir":"{}","ranges":{ranges}}}"#, data.display())).unwrap();
-    Pool::new("net-a", &raw, &[]).unwrap()
+    Pool::new("net-a", &raw, &[], &Node::default()).unwrap()
 }
 
 fn owner(container: &str) -> Owner {

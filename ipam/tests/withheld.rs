@@ -8,7 +8,7 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use ipam::{Error, Known, Owner, Pool, Prior, RawIpam, Reason, Request, Reservation};
+use ipam::{Error, Known, Node, Owner, Pool, Prior, RawIpam, Reason, Request, Reservation};
 
 const WAIT: Duration = Duration::from_secs(20);
 const HOUR: Duration = Duration::from_secs(3600);
@@ -16,7 +16,7 @@ const HOUR: Duration = Duration::from_secs(3600);
 fn pool(data: &Path, ranges: &str, cool_down: Duration) -> Pool {
     let raw: RawIpam =
         serde_json::from_str(&format!(r#"{{"dataDir":"{}","ranges":{ranges}}}"#, data.display())).unwrap();
-    Pool { cool_down, ..Pool::new("net-a", &raw, &[]).unwrap() }
+    Pool { cool_down, ..Pool::new("net-a", &raw, &[], &Node::default()).unwrap() }
 }
 
 fn ip(text: &str) -> IpAddr {

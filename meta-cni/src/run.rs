@@ -7,8 +7,8 @@ use serde_json::Value;
 use crate::{
     attach::Engine,
     cni::{Asked, Command, Error, Invocation, RECURSION_MARK, SpecVersion},
-    face::Face,
-    log,
+    face::{Called, Face},
+    host_local, log,
     settings::Settings,
 };
 
@@ -34,9 +34,9 @@ impl Reply {
 }
 
 /// Runs one call of a plugin with the environment and stdin of the process.
-pub fn run(face: Face, env: impl Fn(&str) -> Option<String>, stdin: impl Read) -> Reply {
+pub fn run(called: Called, env: impl Fn(&str) -> Option<String>, stdin: impl Read) -> Reply {
     let invocation = match Asked::read(&env, stdin) {
-        Ok(Asked::About) => return Reply { stderr: face.about(), ..Reply::success(String::new()) },
+        Ok(Asked::About) => return Reply { stderr: called.about(), ..Reply::success(String::new()) },
         Ok(Asked::Version) => return Reply::success(SpecVersion::report()),
         Ok(Asked::Call(invocation)) => *invocation,
         Err(error) => return Reply::failure(&error, SpecVersion::LATEST),
@@ -45,9 +45,15 @@ pub fn run(face: Face, env: impl Fn(&str) -> Option<String>, stdin: impl Read) -
         Ok(version) => version,
         Err(error) => return Reply::failure(&error, SpecVersion::LATEST),
     };
-    // We execute plugins, and a drop-in may be one of them: only the meta plugin must not be.
-    let recursive = face == Face::Meta && env(RECURSION_MARK).is_some();
-    match judge_and_dispatch(face, invocation, version, recursive) {
+    let outcome = match called {
+        Called::HostLocal => version.allow(invocation.command).and_then(|()| host_local::run(&invocation, version)),
+        Called::Engine(face) => {
+            // We execute plugins, and a drop-in may be one of them: only the meta plugin must not be.
+            let recursive = face == Face::Meta && env(RECURSION_MARK).is_some();
+            judge_and_dispatch(face, invocation, version, recursive)
+        }
+    };
+    match outcome {
         Ok(Some(result)) => Reply::success(pretty(&result)),
         Ok(None) => Reply::success(String::new()),
         Err(error) => {

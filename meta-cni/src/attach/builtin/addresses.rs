@@ -1,7 +1,6 @@
 //! The addresses of what is attached in-process: host-local's pools, `static`, or an IPAM plugin that is executed.
 
 use ipam::{Pool, Prior, RawIpam, RawRange, Request, StaticAddresses, StaticRequest, Store, requested_addresses};
-use serde_json::{Map, Value};
 
 use super::LOCK_PATIENCE;
 use crate::{
@@ -9,7 +8,8 @@ use crate::{
         Engine,
         record::{PoolAddresses, Record},
     },
-    cni::{CniArgs, CniResult, Dns, Error, Ip, Object, PluginList, Route, SpecVersion},
+    cni::{CniArgs, CniResult, Dns, Error, Ip, Object, PluginList, Route, ips_of_args, refuse_several_of_a_family},
+    node::Sources,
     settings::judge,
 };
 
@@ -22,6 +22,16 @@ pub(super) enum BuiltinIpam {
     /// They are in the configuration.
     Static(StaticAddresses),
     /// A plugin gives them.
+    Executed(String),
+}
+
+/// To whom the addresses of an attachment are given back.
+pub(super) enum Giver {
+    /// There are none, or nobody keeps them.
+    Nobody,
+    /// A pool in host-local's store.
+    Pool(Store),
+    /// A plugin.
     Executed(String),
 }
 
@@ -49,27 +59,14 @@ impl Engine {
         args: &CniArgs,
         network: &str,
     ) -> Result<BuiltinIpam, Error> {
-        let Some(object) = list.plugins.first().and_then(|plugin| plugin.object.raw("ipam")) else {
-            return Ok(BuiltinIpam::None);
-        };
-        let wrong = |problem: serde_json::Error| {
-            Error::Config(format!("\"ipam\" of {network} is not what it should be: {problem}"))
-        };
-        let named: Object = serde_json::from_str(object.get()).map_err(wrong)?;
-        let kind = named.text("type")?;
-        if kind.is_empty() {
-            return Ok(BuiltinIpam::None);
-        }
-        if !self.settings.builtins.contains(&kind) || kind == "sriov" {
-            return Ok(BuiltinIpam::Executed(kind));
-        }
-        let raw: RawIpam = serde_json::from_str(object.get()).map_err(wrong)?;
+        let Some((kind, raw)) = self.raw_ipam(list, network)? else { return Ok(BuiltinIpam::None) };
+        let Some(raw) = raw else { return Ok(BuiltinIpam::Executed(kind)) };
         let unknown = raw.unknown_keys();
         let unknown: Vec<&str> = unknown.iter().map(String::as_str).chain(raw.ineffective_keys()).collect();
         let place = format!("\"ipam\" of the definition {network}");
         judge(&unknown, RawIpam::known_keys(), &place, self.invocation.conf.switch("strict")?)?;
         let runtime: Vec<String> = runtime_config.get("ips")?.unwrap_or_default();
-        let of_args = ips_of_args(list)?;
+        let of_args = list.plugins.first().map(|plugin| ips_of_args(&plugin.object)).transpose()?.unwrap_or_default();
         // The runtime's and the argument's addresses are the same ones, said in two ways (see `network::attachments`).
         let environment = Some(args.get("IP")).filter(|text| !text.is_empty() && runtime.is_empty());
         if kind == "static" {
@@ -79,12 +76,40 @@ impl Engine {
             return Ok(BuiltinIpam::Static(StaticAddresses::new(&raw, &request)?));
         }
         let extra: Vec<Vec<RawRange>> = runtime_config.get("ipRanges")?.unwrap_or_default();
-        let pool = Box::new(Pool::new(&list.name, &raw, &extra)?);
-        if list.version < SpecVersion::V0_3_0 {
-            refuse_several_of_a_family(&pool, list.version)?;
-        }
+        let node = Sources::with(&self.settings.node_name, &self.settings.node_file).node(&raw, network)?;
+        let pool = Box::new(Pool::new(&list.name, &raw, &extra, &node)?);
+        refuse_several_of_a_family(&pool, list.version)?;
         let requested = requested_addresses(environment, &of_args, &runtime)?;
         Ok(BuiltinIpam::Pool { pool, requested })
+    }
+
+    /// Who has to be told that addresses of a list's first plugin are given back. Neither the ranges nor the node count:
+    /// they may have been changed, or be wrong, since the addresses were given.
+    pub(super) fn giver(&self, list: &PluginList, network: &str) -> Result<Giver, Error> {
+        Ok(match self.raw_ipam(list, network)? {
+            None => Giver::Nobody,
+            Some((kind, None)) => Giver::Executed(kind),
+            Some((kind, Some(_))) if kind == "static" => Giver::Nobody,
+            Some((_, Some(raw))) => Giver::Pool(Pool::store_of(&list.name, &raw, LOCK_PATIENCE)?),
+        })
+    }
+
+    /// The type of the `ipam` object of a list's first plugin, and the object itself if that type is built in.
+    fn raw_ipam(&self, list: &PluginList, network: &str) -> Result<Option<(String, Option<RawIpam>)>, Error> {
+        let Some(object) = list.plugins.first().and_then(|plugin| plugin.object.raw("ipam")) else { return Ok(None) };
+        let wrong = |problem: serde_json::Error| {
+            Error::Config(format!("\"ipam\" of {network} is not what it should be: {problem}"))
+        };
+        let named: Object = serde_json::from_str(object.get()).map_err(wrong)?;
+        let kind = named.text("type")?;
+        if kind.is_empty() {
+            return Ok(None);
+        }
+        if !self.settings.builtins.contains(&kind) || kind == "sriov" {
+            return Ok(Some((kind, None)));
+        }
+        let raw = serde_json::from_str(object.get()).map_err(wrong)?;
+        Ok(Some((kind, Some(raw))))
     }
 
     /// Removes leases that name nobody, in all pools. host-local writes a lease after it has made the file, so a power cut
@@ -112,8 +137,8 @@ impl Engine {
                     .iter()
                     .map(|ip| Ip { interface: None, address: ip.address, gateway: ip.gateway })
                     .collect(),
-                routes: given.routes.iter().map(route).collect(),
-                dns: dns(&given.dns),
+                routes: given.routes.iter().map(Route::from).collect(),
+                dns: given.dns.clone().into(),
             }),
             BuiltinIpam::Pool { pool, requested } => {
                 let owner = ipam::Owner::new(&record.call.container, &record.interface)?;
@@ -121,17 +146,18 @@ impl Engine {
                 let request = Request { owner: &owner, requested, prior: Prior::NoneKnown, lock_wait: LOCK_PATIENCE };
                 let reserved = pool.reserve_with(&request, |chosen| {
                     let addresses = chosen.iter().map(|reservation| reservation.address.addr()).collect();
-                    record.addresses = Some(PoolAddresses { directory: pool.directory.clone(), addresses });
+                    record.addresses = Some(PoolAddresses {
+                        directory: pool.directory.clone(),
+                        addresses,
+                        cool_down: pool.cool_down.as_secs(),
+                    });
                     self.records.write(record, false)
                 })?;
                 let found_dns = pool.resolv_conf.as_deref().map(ipam::Dns::read).transpose()?.unwrap_or_default();
                 Ok(Addresses {
-                    ips: reserved
-                        .iter()
-                        .map(|found| Ip { interface: None, address: found.address, gateway: found.gateway })
-                        .collect(),
-                    routes: pool.routes.iter().map(route).collect(),
-                    dns: dns(&found_dns),
+                    ips: reserved.iter().map(Ip::from).collect(),
+                    routes: pool.routes.iter().map(Route::from).collect(),
+                    dns: found_dns.into(),
                 })
             }
         }
@@ -145,46 +171,4 @@ pub(super) fn pools() -> impl Iterator<Item = Store> {
     let pools = entries.filter(|entry| !entry.file_name().as_encoded_bytes().starts_with(b"."));
     let directories = pools.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
     directories.map(|directory| Store::new(directory.path(), LOCK_PATIENCE))
-}
-
-/// `args.cni.ips` of the first plugin.
-fn ips_of_args(list: &PluginList) -> Result<Vec<String>, Error> {
-    let Some(plugin) = list.plugins.first() else { return Ok(Vec::new()) };
-    let args = plugin.object.get::<Map<String, Value>>("args")?.unwrap_or_default();
-    match args.get("cni").and_then(|cni| cni.get("ips")) {
-        None | Some(Value::Null) => Ok(Vec::new()),
-        Some(ips) => {
-            serde_json::from_value(ips.clone()).map_err(|problem| Error::Config(format!("args.cni.ips: {problem}")))
-        }
-    }
-}
-
-/// Results below 0.3.0 have one address of each family.
-fn refuse_several_of_a_family(pool: &Pool, version: SpecVersion) -> Result<(), Error> {
-    let v6 = pool.sets.iter().filter(|set| set.is_ipv6()).count();
-    if v6 > 1 || pool.sets.len() - v6 > 1 {
-        return Err(Error::Config(format!("CNI version {version} does not support more than 1 address per family")));
-    }
-    Ok(())
-}
-
-fn route(from: &ipam::Route) -> Route {
-    Route {
-        dst: from.dst,
-        gw: from.gw,
-        mtu: from.mtu,
-        advmss: from.advmss,
-        priority: from.priority,
-        table: from.table,
-        scope: from.scope,
-    }
-}
-
-fn dns(from: &ipam::Dns) -> Dns {
-    Dns {
-        nameservers: from.nameservers.clone(),
-        domain: from.domain.clone().unwrap_or_default(),
-        search: from.search.clone(),
-        options: from.options.clone(),
-    }
 }

@@ -185,7 +185,7 @@ fn a_pool_full_of_the_living_stays_so() {
         bare_add(&world, &list, &format!("reboot-l{number}"), &world.netns());
     }
     world.pod("reboot-new", "");
-    let text = world.call("ADD", "reboot-new", &world.netns(), &conf).pod("reboot-new").fails(11);
+    let text = world.call("ADD", "reboot-new", &world.netns(), &conf).pod("reboot-new").fails(103);
     assert!(text.contains("no IP addresses available in range set"), "{text}");
     assert_eq!((world.leases("cbr0").len(), names("/var/lib/cni/flannel").len()), (5, 5));
 }

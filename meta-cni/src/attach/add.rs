@@ -9,14 +9,13 @@ use tokio::time::{Instant, timeout};
 use super::{
     Engine,
     builtin::{Addresses, Announcements},
-    open_netns, pools,
-    reclaim::is_exhausted,
+    open_netns,
     record::{Call, Entry, Record, Stage, new_record},
     request::Request,
 };
 use crate::{
     cluster::{PodName, Written},
-    cni::{CniResult, Error, PluginList, Scene, chain},
+    cni::{CniResult, Error, chain},
     face::Face,
     network::{
         Attachment,
@@ -217,19 +216,6 @@ impl Engine {
         made.device_info = infos.read(&info).or(of_vf);
         made.result = result;
         Ok(())
-    }
-
-    /// Once more for a chain that found no address, if an earlier boot left some that nobody has.
-    async fn add_again(&self, list: &PluginList, error: Error, scene: &Scene) -> Result<(Value, CniResult), Error> {
-        if !is_exhausted(&error) || !self.reclaim_for(&pools::of_network(list)).await {
-            return Err(error);
-        }
-        tracing::warn!(network = list.name, "addresses that an earlier boot left are free again: attaching once more");
-        // What the plugins before the one that failed made; and a runtime does not ADD twice without it.
-        if let Err(left) = chain::del(list, 0, None, scene, false).await {
-            return Err(Error::Several(vec![error, left]));
-        }
-        chain::add(list, 0, None, scene).await
     }
 
     /// Gives the pod's default route to the networks that the pod chose for it, and takes it out of the other results.

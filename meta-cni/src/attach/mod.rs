@@ -4,6 +4,7 @@
 pub mod record;
 
 mod add;
+mod again;
 mod alone;
 mod builtin;
 mod check;

@@ -24,17 +24,10 @@ use crate::{
     node::BootLists,
 };
 
-/// What host-local says when a pool has no address left.
-const EXHAUSTED: &str = "no IP addresses available in range set";
 /// How long an ADD that found its pool exhausted goes on to have dead containers detached, once it has an address.
 const LONG_ENOUGH: Duration = Duration::from_secs(5);
 /// The IPAM plugin whose files the pools are.
 const HOST_LOCAL: &str = "host-local";
-
-/// Whether an error says that a pool has no address left.
-pub(super) fn is_exhausted(error: &Error) -> bool {
-    error.to_string().contains(EXHAUSTED)
-}
 
 /// Which pools are looked at.
 enum Scope<'a> {

@@ -86,7 +86,11 @@ impl Engine {
             for (share, chosen) in shares.iter().zip(chosen) {
                 let Some(made) = begun.get_mut(&share.position) else { continue };
                 let addresses = chosen.iter().map(|reservation| reservation.address.addr()).collect();
-                made.record.addresses = Some(PoolAddresses { directory: share.pool.directory.clone(), addresses });
+                made.record.addresses = Some(PoolAddresses {
+                    directory: share.pool.directory.clone(),
+                    addresses,
+                    cool_down: share.pool.cool_down.as_secs(),
+                });
                 self.records.write(&made.record, false)?;
             }
             Ok::<(), Error>(())

@@ -81,8 +81,7 @@ fn flat(name: &str) -> String {
 
 /// The JSON object in a file; a file that has none is passed over with a warning.
 fn read_object(path: &Path) -> Option<Value> {
-    let plain = fs::metadata(path).ok().filter(|found| found.is_file() && found.len() <= LONGEST)?;
-    drop(plain);
+    fs::metadata(path).ok().filter(|found| found.is_file() && found.len() <= LONGEST)?;
     let text = fs::read(path).ok()?;
     match serde_json::from_slice::<Value>(&text) {
         Ok(value) if value.is_object() => Some(value),

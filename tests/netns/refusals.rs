@@ -194,7 +194,7 @@ fn a_configuration_that_leads_back_to_us() {
             list["name"] = json!("main");
             list["cniVersion"] = json!("1.0.0");
             node.world.primary(&list);
-            node.refuses("y", 7, &["the primary network main", &format!("\"{kind}\"")]);
+            node.refuses("y", 7, &["the network main would call the meta plugin again", &format!("\"{kind}\"")]);
             let mut conf = node.with("delegates", json!([config]));
             conf.as_object_mut().unwrap().remove("clusterNetwork");
             node.refuses_conf(&conf, 7, &["would call the meta plugin again", kind]);

@@ -75,7 +75,7 @@ impl ApiServer {
             match self.send(Method::GET, &path, METADATA_ONLY, None).await {
                 Ok(object) => return Ok(Pod::from_object(&object)),
                 Err(Failure::Status(404, _)) if Instant::now() + pause < patience.min(self.deadline) => {
-                    tokio::time::sleep(jittered(pause)).await;
+                    back_off(pause).await;
                     pause *= 2;
                 }
                 Err(Failure::Status(404, _)) => {
@@ -141,11 +141,16 @@ impl ApiServer {
             if attempt >= RETRIES || !failure.may_pass() || Instant::now() + pause >= self.deadline {
                 return Err(failure);
             }
-            tokio::time::sleep(jittered(pause)).await;
+            back_off(pause).await;
             pause *= 3;
         }
         Err(Failure::Away("not tried".to_owned()))
     }
+}
+
+/// Waits before something is sent again.
+async fn back_off(longest: Duration) {
+    tokio::time::sleep(jittered(longest)).await;
 }
 
 /// A pause between half and all of `longest`: many pods that met the same busy server do not come back at once.

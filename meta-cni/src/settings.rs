@@ -30,7 +30,7 @@ pub const CNI_KEYS: [&str; 13] = [
 /// The keys of GC's list of valid attachments.
 const GC_KEYS: [&str; 2] = ["cni.dev/valid-attachments", "cni.dev/attachments"];
 /// Keys of ours and of Multus that have an effect here.
-const KNOWN_KEYS: [&str; 26] = [
+const KNOWN_KEYS: [&str; 28] = [
     "clusterNetwork",
     "delegates",
     "defaultNetworks",
@@ -38,6 +38,8 @@ const KNOWN_KEYS: [&str; 26] = [
     "systemNamespaces",
     "auxiliaryCNIChainName",
     "retryDeleteOnError",
+    "capabilityCheck",
+    "allowDeviceID",
     "confDir",
     "binDir",
     "cniDir",
@@ -104,6 +106,11 @@ pub struct Settings {
     pub system_namespaces: BTreeSet<String>,
     /// A directory beside the primary's configuration whose confs are run for every pod (`auxiliaryCNIChainName`).
     pub auxiliary_chain: String,
+    /// Whether a request that no plugin of its network declares to serve is refused, as the specification demands
+    /// (`capabilityCheck`: `strict`, or `compat` as Multus, which passes it over).
+    pub strict_capabilities: bool,
+    /// Whether a pod may choose a device by itself (`allowDeviceID`).
+    pub allow_device_id: bool,
     /// Where configurations are looked up by name (`confDir`).
     pub conf_dir: PathBuf,
     /// Where plugins are looked for before `CNI_PATH` (`binDir`).
@@ -173,6 +180,14 @@ impl Settings {
                 .get("systemNamespaces")?
                 .unwrap_or_else(|| BTreeSet::from([MULTUS_NAMESPACE.to_owned()])),
             auxiliary_chain: checked_chain(conf.text("auxiliaryCNIChainName")?)?,
+            strict_capabilities: match conf.text("capabilityCheck")?.as_str() {
+                "" | "compat" => false,
+                "strict" => true,
+                other => {
+                    return Err(Error::Config(format!("\"capabilityCheck\" is strict or compat, not \"{other}\"")));
+                }
+            },
+            allow_device_id: conf.switch("allowDeviceID")?,
             conf_dir: path("confDir", CONF_DIR)?,
             bin_dir: path("binDir", BIN_DIR)?,
             state_dir: path("cniDir", STATE_DIR)?,
@@ -218,6 +233,8 @@ impl Settings {
             multus_namespace: MULTUS_NAMESPACE.to_owned(),
             system_namespaces: BTreeSet::new(),
             auxiliary_chain: String::new(),
+            strict_capabilities: false,
+            allow_device_id: false,
             conf_dir: CONF_DIR.into(),
             bin_dir: BIN_DIR.into(),
             state_dir: STATE_DIR.into(),

@@ -105,7 +105,10 @@ fn what_an_element_asks_for_reaches_the_plugins_that_can_serve_it() {
         "bandwidth": {"ingressRate": 1000}, "cni-args": {"a": {"b": [1, 2]}}
     });
     node.world.pod("p", &json!([element, {"name": "y", "ips": ["10.1.0.8"]}]).to_string());
-    let told = node.attaches(&node.conf, &["ADD first eth0", "ADD net-x net1", "ADD net-y net2"]);
+    // A device of its own choice takes an administrator's leave.
+    node.refuses(&node.conf, 7, &["default/x: \"deviceID\": a pod may not choose a device", "\"allowDeviceID\": true"]);
+    let conf = node.with("allowDeviceID", json!(true));
+    let told = node.attaches(&conf, &["ADD first eth0", "ADD net-x net1", "ADD net-y net2"]);
     assert_eq!(
         told[1]["conf"]["runtimeConfig"],
         json!({
@@ -122,6 +125,19 @@ fn what_an_element_asks_for_reaches_the_plugins_that_can_serve_it() {
     assert_eq!(told[2]["conf"].get("runtimeConfig"), None, "it declares nothing");
     assert!(told[2]["args"].as_str().unwrap().contains("IP=10.1.0.8"));
     assert!(!told[0]["args"].as_str().unwrap().contains("IP="), "the primary is asked for nothing");
+    // What nobody declares to serve has no effect, and is refused where the administrator wants it so.
+    let mut strict = conf.clone();
+    strict["capabilityCheck"] = json!("strict");
+    node.refuses(&strict, 7, &["default/y: the pod asks for ips, which no plugin of the network (net-y) declares"]);
+    node.world.pod("p", r#"[{"name":"y","bandwidth":{"ingressRate":1000}}]"#);
+    node.refuses(&strict, 7, &["default/y: the pod asks for bandwidth"]);
+    strict["capabilityCheck"] = json!("compat");
+    node.attaches(&strict, &["ADD first eth0", "ADD net-y net1"]);
+    // On a VF it could not have any.
+    node.world.definition("x", &json!({"cniVersion": "1.0.0", "plugins": [{"type": "sriov", "deviceID": "0000:99:10.0"}, {"type": "bandwidth"}]}));
+    crate::harness::Recorder::install(&node.world.bin, &["bandwidth"]);
+    node.world.pod("p", "x");
+    node.refuses(&node.conf, 7, &["plugin bandwidth shapes traffic in the host", "\"max_tx_rate\""]);
 }
 
 #[test]
@@ -309,6 +325,8 @@ fn a_wrong_configuration_of_the_meta_plugin() {
         ("addTimeoutSeconds", json!(-1), "\"addTimeoutSeconds\" is not what it should be"),
         ("builtins", json!(["sriov", "macvlan"]), "\"macvlan\" is not built in, only sriov, host-local, static"),
         ("builtins", json!("sriov"), "\"builtins\" is not what it should be"),
+        ("capabilityCheck", json!("lax"), "\"capabilityCheck\" is strict or compat, not \"lax\""),
+        ("allowDeviceID", json!("perhaps"), "\"allowDeviceID\" must be true or false"),
         ("strict", json!("very"), "\"strict\" must be true or false"),
     ] {
         node.refuses(&node.with(key, value), 7, &[says]);

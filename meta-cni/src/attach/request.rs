@@ -62,7 +62,13 @@ impl Engine {
                 Entry::Torn { .. } => None,
             })
             .collect();
-        let call = CallScene { if_name: &self.invocation.if_name, args: &self.invocation.args, runtime_config, taken };
+        let call = CallScene {
+            if_name: &self.invocation.if_name,
+            args: &self.invocation.args,
+            runtime_config,
+            taken,
+            settings: &self.settings,
+        };
         let mut attachments = network::plan(networks, &call)?;
         self.name_device_info_files(&mut attachments);
         self.judge_attachments(&attachments)?;

@@ -119,6 +119,8 @@ pub struct CallScene<'a> {
     pub runtime_config: Object,
     /// Interface names that other calls of this container have taken.
     pub taken: BTreeSet<String>,
+    /// What the administrator configured.
+    pub settings: &'a Settings,
 }
 
 /// What is attached, from the networks of a pod, the primary first, and the device of each.
@@ -135,6 +137,7 @@ pub fn plan(networks: Vec<(Network, Option<String>)>, call: &CallScene<'_>) -> R
             call.if_name
         )));
     }
+    errors.extend(networks.iter().filter_map(|(network, _)| unserved(network, call.settings)));
     let numbered = networks.into_iter().enumerate();
     let attachments: Vec<Attachment> =
         numbered.map(|(position, (network, device))| attachment(network, device, position, call)).collect();
@@ -168,7 +171,6 @@ fn attachment(network: Network, device: Option<String>, position: usize, call: &
     if let Some(device) = &device {
         runtime_config.set("deviceID", device);
     }
-    warn_of_unserved(&name, &selection, &list);
     let mut cni_args = selection.cni_args.clone();
     if let Some(claim) = &selection.ipam_claim {
         cni_args.insert("ipam-claim-reference".to_owned(), json!(claim));
@@ -187,19 +189,54 @@ fn attachment(network: Network, device: Option<String>, position: usize, call: &
     }
 }
 
-/// Names requests that no plugin of the list declares to serve. Built-in plugins serve addresses and MAC by themselves.
-fn warn_of_unserved(network: &str, selection: &Selection, list: &PluginList) {
-    let declared: BTreeSet<String> =
-        list.plugins.iter().flat_map(|plugin| plugin.capabilities().unwrap_or_default()).collect();
+/// Refuses what the pod asks for and no plugin of its network will do: a device of the pod's own choice without leave, and
+/// under `strict` what no plugin declares to serve. Else that is named in a warning.
+fn unserved(network: &Network, settings: &Settings) -> Option<Error> {
+    let selection = network.selection.as_ref()?;
+    let refusal = |text: String| Some(Error::Config(format!("{}: {text}", network.name)));
+    if selection.device_id.is_some() && !settings.allow_device_id {
+        return refusal(
+            "\"deviceID\": a pod may not choose a device by itself; an administrator can allow it by \"allowDeviceID\": true"
+                .to_owned(),
+        );
+    }
+    let served = served(&network.list, settings);
     let asked = [
+        ("ips", !selection.ips.is_empty()),
+        ("mac", selection.mac.is_some()),
+        ("infinibandGUID", selection.infiniband_guid.is_some()),
         ("portMappings", selection.port_mappings.is_some()),
         ("bandwidth", selection.bandwidth.is_some()),
-        ("infinibandGUID", selection.infiniband_guid.is_some()),
         ("deviceID", selection.device_id.is_some()),
     ];
-    for (capability, _) in asked.into_iter().filter(|(name, asked)| *asked && !declared.contains(*name)) {
-        tracing::warn!(network, capability, "no plugin of the network declares what the pod asks for");
+    let unserved: Vec<&str> =
+        asked.into_iter().filter(|(name, asked)| *asked && !served.contains(*name)).map(|(name, _)| name).collect();
+    if unserved.is_empty() {
+        return None;
     }
+    let text = format!(
+        "the pod asks for {}, which no plugin of the network ({}) declares in its capabilities",
+        unserved.join(", "),
+        network.list.kinds()
+    );
+    if settings.strict_capabilities {
+        return refusal(text);
+    }
+    // Plugins have addresses and MAC from CNI_ARGS, too.
+    if unserved.iter().any(|name| !matches!(*name, "ips" | "mac")) {
+        tracing::warn!(network = network.name, "{text}: it has no effect");
+    }
+    None
+}
+
+/// What the plugins of a list serve: what they declare, and of those that are attached in-process what these do.
+fn served(list: &PluginList, settings: &Settings) -> BTreeSet<String> {
+    let mut served: BTreeSet<String> =
+        list.plugins.iter().flat_map(|plugin| plugin.capabilities().unwrap_or_default()).collect();
+    if list.plugins.first().is_some_and(|plugin| plugin.kind == "sriov") && settings.builtins.contains("sriov") {
+        served.extend(["ips", "mac", "deviceID"].map(str::to_owned));
+    }
+    served
 }
 
 fn collisions(attachments: &[Attachment], taken: &BTreeSet<String>) -> Vec<Error> {
@@ -252,6 +289,36 @@ mod tests {
         PluginList::from_object(Object::parse("t", text.as_bytes()).unwrap(), Some("net")).unwrap()
     }
 
+    fn settings(more: &str) -> Settings {
+        let text = format!(r#"{{"clusterNetwork":"a"{more}}}"#);
+        Settings::read(&Object::parse("t", text.as_bytes()).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn what_no_plugin_serves_is_refused_if_strict_and_a_device_unless_allowed() {
+        let asking = |text: &str, kind: &str| {
+            let selection = selection::parse(NETWORKS_ANNOTATION, text, "default").unwrap().remove(0);
+            Network { list: list(kind), ..network(selection) }
+        };
+        let strict = settings(r#","capabilityCheck":"strict","allowDeviceID":true"#);
+        let text = r#"[{"name":"a","ips":["10.0.0.1"],"mac":"02:00:00:00:00:01","bandwidth":{"ingressRate":1}}]"#;
+        let declaring = r#"{"plugins":[{"type":"x","capabilities":{"ips":true}},{"type":"y","capabilities":{"mac":true,"bandwidth":true}}]}"#;
+        assert!(unserved(&asking(text, declaring), &strict).is_none());
+        assert!(unserved(&asking(text, r#"{"type":"x"}"#), &settings("")).is_none());
+        for (kind, missing) in [(r#"{"type":"x"}"#, "ips, mac, bandwidth"), (r#"{"type":"sriov"}"#, "bandwidth")] {
+            match unserved(&asking(text, kind), &strict) {
+                Some(Error::Config(said)) => assert!(said.contains(&format!("asks for {missing}, which no")), "{said}"),
+                other => panic!("{other:?}"),
+            }
+        }
+        let device = asking(r#"[{"name":"a","deviceID":"0000:01:10.2"}]"#, r#"{"type":"sriov"}"#);
+        assert!(unserved(&device, &strict).is_none());
+        match unserved(&device, &settings("")) {
+            Some(Error::Config(said)) => assert!(said.contains("\"allowDeviceID\": true"), "{said}"),
+            other => panic!("{other:?}"),
+        }
+    }
+
     fn plan_of(annotation: &str, taken: &[&str]) -> Result<Vec<Attachment>, Error> {
         let args = CniArgs::parse("K8S_POD_NAME=p").unwrap();
         let call = CallScene {
@@ -259,6 +326,7 @@ mod tests {
             args: &args,
             runtime_config: Object::parse("t", br#"{"portMappings":[1]}"#).unwrap(),
             taken: taken.iter().map(|&name| name.to_owned()).collect(),
+            settings: &settings(""),
         };
         let mut networks = vec![Network::of_list(list(r#"{"name":"cbr0","type":"flannel"}"#))];
         let selections = selection::parse(NETWORKS_ANNOTATION, annotation, "default")?;
@@ -273,12 +341,13 @@ mod tests {
 
     #[test]
     fn a_default_network_of_the_pods_own_gets_what_runtime_and_pod_say_and_the_runtimes_interface() {
-        let args = CniArgs::parse("K8S_POD_NAME=p").unwrap();
+        let (args, settings) = (CniArgs::parse("K8S_POD_NAME=p").unwrap(), settings(""));
         let call = |if_name| CallScene {
             if_name,
             args: &args,
             runtime_config: Object::parse("t", br#"{"portMappings":[1],"mac":"02:00:00:00:00:09"}"#).unwrap(),
             taken: BTreeSet::new(),
+            settings: &settings,
         };
         let chosen = || {
             let text = r#"[{"name":"own","interface":"eth0","mac":"02:00:00:00:00:01"}]"#;

@@ -90,6 +90,12 @@ impl Engine {
             plugin.object.keys().filter(|key| !known.iter().any(|name| name.eq_ignore_ascii_case(key))).collect();
         let strict = self.invocation.conf.switch("strict")?;
         judge(&unknown, RawVf::known_keys(), &format!("the definition {}", attachment.network), strict)?;
+        if list.plugins.iter().any(|plugin| plugin.kind == "bandwidth") {
+            return Err(Error::Config(
+                "plugin bandwidth shapes traffic in the host, where a VF's does not pass: limit it by \"max_tx_rate\""
+                    .to_owned(),
+            ));
+        }
         let vf = BuiltinVf::read(&plugin.object, &attachment.runtime_config, &attachment.args, &attachment.network)?;
         let device = look(&sysfs(), vf.pci, &vf.wanted)?;
         sysfs().check_iommu(&device, own)?;

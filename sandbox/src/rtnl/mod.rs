@@ -181,6 +181,16 @@ impl Links for Rtnl {
         Ok(addresses.collect())
     }
 
+    async fn all_addresses(&self) -> Result<Vec<(u32, Address)>, Error> {
+        let query = Message::GetAddress(AddressMessage::default());
+        let replies = conn::request(&self.handle, query, NLM_F_DUMP, "read addresses", "all links").await?;
+        let addresses = replies.iter().filter_map(|reply| match reply {
+            Message::NewAddress(message) => Some((message.header.index, decode::address(message)?)),
+            _ => None,
+        });
+        Ok(addresses.collect())
+    }
+
     async fn add_address(&self, index: u32, address: &NewAddress) -> Result<(), Error> {
         let message = Message::NewAddress(encode::new_address(index, address));
         let step = format!("add address {}", address.net);

@@ -1,0 +1,287 @@
+//! Who lives: one look at the records and at every network namespace of the node. The only place that decides whether
+//! the holder of an address is alive; whoever takes an address back asks here first.
+
+use std::{
+    collections::HashMap,
+    net::IpAddr,
+    path::{Path, PathBuf},
+};
+
+use sandbox::{Links, Netns, NetnsId, Rtnl};
+
+use super::{
+    pools,
+    record::{Call, Entry, Record, Records, Stage},
+};
+use crate::{
+    cluster::PodName,
+    cni::{CniResult, Error, PluginList},
+};
+
+/// The scope of addresses that other machines see (RT_SCOPE_UNIVERSE of linux/rtnetlink.h).
+const GLOBAL: u8 = 0;
+
+/// What is known of the namespace of a record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Life {
+    /// It is there.
+    Lives,
+    /// It is gone, or was one of an earlier boot.
+    Gone,
+    /// It cannot be looked at: it must not be taken for gone.
+    Unclear,
+}
+
+/// What a record says about addresses.
+#[derive(Debug, Clone)]
+pub struct Claim {
+    /// The container.
+    pub container: String,
+    /// The interface in the sandbox.
+    pub interface: String,
+    /// The network as network-status names it.
+    pub network: String,
+    /// The pod, if the runtime named one.
+    pub pod: Option<PodName>,
+    /// Whether it is the primary network.
+    pub primary: bool,
+    /// Its addresses are in the pool in this directory, as far as that can be told.
+    pub directory: Option<PathBuf>,
+    /// Its addresses; none before they were given.
+    pub addresses: Vec<IpAddr>,
+    /// How far the attachment is.
+    pub stage: Stage,
+    /// The conf of its call, and the runtime's name of the interface.
+    pub call: Call,
+    /// Where its namespace was when it was made.
+    pub netns: String,
+    /// Which namespace that was.
+    pub netns_id: Option<NetnsId>,
+    /// Whether that lives.
+    pub life: Life,
+}
+
+/// An interface that has an address.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// The namespace.
+    pub netns: NetnsId,
+    /// The interface's name there.
+    pub interface: String,
+}
+
+/// Whether the holder of a lease is alive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum State {
+    /// A record with a living namespace says so, or the address is on an interface somewhere on the node.
+    Live,
+    /// There is a record, its namespace is gone, and the address is on no interface.
+    Dead,
+    /// There is no record, and the address is on no interface: somebody else's, perhaps in the making.
+    Unknown,
+}
+
+/// What was found out about one lease.
+#[derive(Debug)]
+pub struct Verdict<'a> {
+    /// Whether its holder is alive.
+    pub state: State,
+    /// The record that tells most about it.
+    pub claim: Option<&'a Claim>,
+    /// An interface that has the address.
+    pub place: Option<&'a Place>,
+}
+
+/// All that lives on the node, at one moment.
+///
+/// What is to be judged is listed before the look: a record is written before its address is taken, so whatever we are
+/// attaching just now is among the records by then.
+#[derive(Debug, Default)]
+pub struct Living {
+    claims: Vec<Claim>,
+    of_container: HashMap<String, Vec<usize>>,
+    of_address: HashMap<IpAddr, Vec<usize>>,
+    places: HashMap<IpAddr, Vec<Place>>,
+    torn: Vec<PathBuf>,
+    unreadable: Vec<String>,
+}
+
+impl Living {
+    /// Looks at everything once: all records of the journals, and the addresses in all namespaces of the node.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if a journal cannot be read. A namespace that cannot be looked at is no error; but then nobody is
+    /// taken for dead ([`Living::unreadable`]).
+    pub async fn look(journals: &[Records], boot_id: &str) -> Result<Self, Error> {
+        let mut living = Self::default();
+        for records in journals {
+            living.read_records(records, boot_id)?;
+        }
+        let mut seen = HashMap::new();
+        for netns in sandbox::namespaces() {
+            let id = netns.id().clone();
+            if let Err(error) = living.read_addresses(&netns).await {
+                living.unreadable.push(format!("{}: {error}", id.path.display()));
+            }
+            seen.insert((id.dev, id.inode), id.cookie);
+        }
+        for claim in &mut living.claims {
+            if claim.life == Life::Unclear {
+                claim.life = life_of(claim, &seen);
+            }
+        }
+        for (at, claim) in living.claims.iter().enumerate() {
+            living.of_container.entry(claim.container.clone()).or_default().push(at);
+            for address in &claim.addresses {
+                living.of_address.entry(*address).or_default().push(at);
+            }
+        }
+        Ok(living)
+    }
+
+    /// Judges the holder of a lease of the pool in `directory`.
+    #[must_use]
+    pub fn judge(&self, directory: &Path, address: IpAddr, container: &str, interface: Option<&str>) -> Verdict<'_> {
+        let of_container = self.claims_of(self.of_container.get(container));
+        let same = |claim: &&Claim| interface.is_none_or(|name| claim.interface == name);
+        let own = of_container.clone().find(same);
+        let elsewhere = |claim: &&Claim| claim.directory.as_deref() == Some(directory) && claim.life != Life::Gone;
+        let claiming = self.claims_of(self.of_address.get(&address)).find(elsewhere);
+        let place = self.places_of(directory, address).next();
+        // A container lives as a whole: an interface of it that no record names may have come by another way.
+        let living = own.filter(lives).or_else(|| of_container.clone().find(lives)).or(claiming);
+        let state = if living.is_some() || place.is_some() {
+            State::Live
+        } else if of_container.clone().next().is_some() && self.unreadable.is_empty() {
+            State::Dead
+        } else {
+            State::Unknown
+        };
+        Verdict { state, claim: living.or(own).or_else(|| of_container.clone().next()), place }
+    }
+
+    /// The interfaces that have an address which may be of the pool in `directory`: all, but for those that a record
+    /// gives to another pool. Two networks may well use the same range.
+    pub fn places_of(&self, directory: &Path, address: IpAddr) -> impl Iterator<Item = &Place> {
+        let places = self.places.get(&address).into_iter().flatten();
+        places.filter(move |place| {
+            let holder = self.claims_of(self.of_address.get(&address)).find(|claim| claim.is_at(place));
+            holder.and_then(|claim| claim.directory.as_deref()).is_none_or(|other| other == directory)
+        })
+    }
+
+    /// Every address that an interface has, but loopback and link-local ones.
+    pub fn places(&self) -> impl Iterator<Item = (&IpAddr, &[Place])> {
+        self.places.iter().map(|(address, places)| (address, places.as_slice()))
+    }
+
+    /// What the records say.
+    #[must_use]
+    pub fn claims(&self) -> &[Claim] {
+        &self.claims
+    }
+
+    /// Records that cannot be read: whatever they claim is not known.
+    #[must_use]
+    pub fn torn(&self) -> &[PathBuf] {
+        &self.torn
+    }
+
+    /// Namespaces that could not be looked at, and why. An address may be there.
+    #[must_use]
+    pub fn unreadable(&self) -> &[String] {
+        &self.unreadable
+    }
+
+    fn claims_of(&self, at: Option<&Vec<usize>>) -> impl Iterator<Item = &Claim> + Clone {
+        at.map(Vec::as_slice).unwrap_or_default().iter().filter_map(|at| self.claims.get(*at))
+    }
+
+    fn read_records(&mut self, records: &Records, boot_id: &str) -> Result<(), Error> {
+        let mut confs = HashMap::new();
+        for container in records.containers()? {
+            for entry in records.of_container(&container)? {
+                match entry {
+                    Entry::Good(record) => {
+                        let hash = record.conf_hash.clone();
+                        // Without its configuration a record still claims its addresses, in whatever pool.
+                        let list = confs.entry(hash).or_insert_with(|| records.conf(&record).ok());
+                        self.claims.push(Claim::of(*record, list.as_ref(), boot_id));
+                    }
+                    Entry::Torn { path, .. } => self.torn.push(path),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn read_addresses(&mut self, netns: &Netns) -> Result<(), sandbox::Error> {
+        let links = Rtnl::open(netns)?;
+        let mut addresses = links.all_addresses().await?;
+        addresses.retain(|(_, address)| address.scope == GLOBAL && !address.net.addr().is_loopback());
+        if addresses.is_empty() {
+            return Ok(());
+        }
+        let names: HashMap<u32, String> = links.list().await?.into_iter().map(|link| (link.index, link.name)).collect();
+        for (index, address) in addresses {
+            let interface = names.get(&index).cloned().unwrap_or_else(|| format!("link {index}"));
+            let place = Place { netns: netns.id().clone(), interface };
+            self.places.entry(address.net.addr().to_canonical()).or_default().push(place);
+        }
+        Ok(())
+    }
+}
+
+impl Claim {
+    fn of(record: Record, list: Option<&PluginList>, boot_id: &str) -> Self {
+        let pool = record.addresses;
+        let of_result = || {
+            let result =
+                list.and_then(|list| CniResult::parse("the recorded result", &record.result, list.version).ok());
+            result.unwrap_or_default().ips.iter().map(|ip| ip.address.addr().to_canonical()).collect()
+        };
+        Self {
+            addresses: pool.as_ref().map_or_else(of_result, |pool| pool.addresses.clone()),
+            directory: pool.map(|pool| pool.directory).or_else(|| list.and_then(pools::directory_of)),
+            container: record.call.container.clone(),
+            interface: record.interface,
+            network: record.network,
+            pod: record.pod,
+            primary: record.primary,
+            stage: record.stage,
+            call: record.call,
+            netns: record.netns,
+            netns_id: record.netns_id,
+            life: if record.boot_id == boot_id { Life::Unclear } else { Life::Gone },
+        }
+    }
+
+    fn is_at(&self, place: &Place) -> bool {
+        let same = |id: &NetnsId| (id.dev, id.inode) == (place.netns.dev, place.netns.inode);
+        self.life == Life::Lives && self.interface == place.interface && self.netns_id.as_ref().is_some_and(same)
+    }
+}
+
+fn lives(claim: &&Claim) -> bool {
+    claim.life != Life::Gone
+}
+
+/// Whether the namespace of a record of this boot is one of those `seen`; one that was not found may still be at its
+/// path.
+fn life_of(claim: &Claim, seen: &HashMap<(u64, u64), Option<u64>>) -> Life {
+    let Some(id) = &claim.netns_id else {
+        return match super::open_netns(&claim.netns) {
+            Ok(found) => found.map_or(Life::Gone, |_| Life::Lives),
+            Err(_) => Life::Unclear,
+        };
+    };
+    let same = |now: &Option<u64>| id.cookie.zip(*now).is_none_or(|(then, now)| then == now);
+    if seen.get(&(id.dev, id.inode)).is_some_and(same) {
+        return Life::Lives;
+    }
+    match id.is_alive() {
+        Ok(true) => Life::Lives,
+        Ok(false) => Life::Gone,
+        Err(_) => Life::Unclear,
+    }
+}

@@ -32,4 +32,4 @@ pub use request::{Prior, Request, requested_addresses};
 pub use resolv_conf::Dns;
 pub use route::Route;
 pub use static_addresses::{StaticAddress, StaticAddresses, StaticRequest};
-pub use store::{Released, Store};
+pub use store::{Known, Lease, Released, Store};

@@ -117,8 +117,8 @@ impl Pool {
         let (wanted, left) = allocate::assign(&self.sets, request.requested);
         // host-local does not look for earlier reservations where an address is asked for by name.
         let own = match request.prior {
-            Prior::Unknown if wanted.iter().any(Option::is_none) => held.held_by(request.owner)?,
-            Prior::Unknown | Prior::NoneKnown => Vec::new(),
+            Prior::Unknown | Prior::Indexed if wanted.iter().any(Option::is_none) => held.held_by(request.owner)?,
+            Prior::Unknown | Prior::Indexed | Prior::NoneKnown => Vec::new(),
         };
         let mut names = None;
         let mut chosen = Vec::with_capacity(self.sets.len());

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use crate::lease::{self, CURSOR_DRAFT, DRAFT};
 use crate::lock::PoolLock;
-use crate::owner::Claim;
+use crate::owner::{Claim, is_name};
 use crate::{Error, Owner, address};
 
 /// The directory of a pool, `DATA_DIR/NETWORK`. It need not exist: then nothing is held.
@@ -29,6 +29,57 @@ pub struct Released {
     pub container: Option<String>,
 }
 
+/// What a lease file says.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Lease {
+    /// The address.
+    pub address: IpAddr,
+    /// The container it is held for; `None` if the file names nobody (an orphan). Words that no CNI program writes stand
+    /// here, too: [`Lease::is_foreign`].
+    pub container: Option<String>,
+    /// The interface in the container; older versions of host-local did not write it.
+    pub interface: Option<String>,
+}
+
+impl Lease {
+    /// Whether the file has words in it that no CNI program writes, or is no plain file: an administrator's, and nobody's
+    /// to give back.
+    pub fn is_foreign(&self) -> bool {
+        self.container.as_ref().is_some_and(|container| !is_name(container))
+    }
+
+    fn new(address: IpAddr, claim: Claim) -> Lease {
+        let (container, interface) = match claim {
+            Claim::Of(owner) => (Some(owner.container().to_owned()), Some(owner.interface().to_owned())),
+            Claim::OfContainer(words) | Claim::Foreign(words) => (Some(words), None),
+            Claim::Orphan => (None, None),
+        };
+        Lease { address, container, interface }
+    }
+
+    /// Whether a file with this claim is still this lease, and somebody's to give back.
+    fn is(&self, claim: &Claim) -> bool {
+        let (container, interface) = (self.container.as_deref(), self.interface.as_deref());
+        match claim {
+            Claim::Of(owner) => container == Some(owner.container()) && interface == Some(owner.interface()),
+            Claim::OfContainer(found) => container == Some(found) && interface.is_none(),
+            Claim::Orphan => container.is_none() && interface.is_none(),
+            Claim::Foreign(_) => false,
+        }
+    }
+}
+
+/// What a caller knows of the addresses that an owner gives back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Known<'a> {
+    /// The caller's own record has them: only their files are looked at, whatever the size of the pool.
+    Addresses(&'a [IpAddr]),
+    /// The index beside the pool is asked; what it does not know, or is wrong about, is looked for in every file.
+    Indexed,
+    /// Nothing: every file is read.
+    Nothing,
+}
+
 impl Store {
     /// The pool in `directory`; its lock is waited for at most `lock_wait` in each call.
     pub fn new(directory: impl Into<PathBuf>, lock_wait: Duration) -> Store {
@@ -38,23 +89,21 @@ impl Store {
     /// Gives back what `owner` holds and says which addresses that were. What is gone already, or has passed to
     /// somebody else, is left alone; files of the old format (container ID alone) count as the owner's.
     ///
-    /// With the addresses `known` from the caller's record only their files are looked at, whatever the size of the
-    /// pool. With `None` every file is read, and the old format counts only if nothing is found in the new one, as
-    /// in host-local.
+    /// Where every file is read the old format counts only if nothing is found in the new one, as in host-local.
     ///
     /// # Errors
     /// [`Error::LockTimeout`] and [`Error::Io`]; everything that can be given back has been given back by then.
-    pub fn release(&self, owner: &Owner, known: Option<&[IpAddr]>) -> Result<Vec<IpAddr>, Error> {
+    pub fn release(&self, owner: &Owner, known: Known<'_>) -> Result<Vec<IpAddr>, Error> {
         let Some(held) = self.lock()? else { return Ok(Vec::new()) };
         let mut pass = Pass::default();
         match known {
-            Some(addresses) => {
+            Known::Addresses(addresses) => {
                 for address in addresses {
                     let path = lease::path_of(held.directory, *address);
                     pass.remove_if(&path, address.to_canonical(), |claim| claim.is_of(owner));
                 }
             }
-            None => {
+            Known::Indexed | Known::Nothing => {
                 let mut old = Vec::new();
                 for (address, path) in held.files()? {
                     let mut is_old = false;
@@ -110,6 +159,36 @@ impl Store {
         }
     }
 
+    /// Every lease of the pool, orphans and foreign words included, in the order of the file names. Reads the whole pool,
+    /// under its lock: nobody is about to write one.
+    ///
+    /// # Errors
+    /// [`Error::LockTimeout`] and [`Error::Io`].
+    pub fn leases(&self) -> Result<Vec<Lease>, Error> {
+        let Some(held) = self.lock()? else { return Ok(Vec::new()) };
+        let mut leases = Vec::new();
+        for (address, path) in held.files()? {
+            leases.extend(lease::read_claim(&path)?.map(|claim| Lease::new(address, claim)));
+        }
+        Ok(leases)
+    }
+
+    /// Gives back those of the leases `dead` whose files still say the same: what has passed to somebody else meanwhile is
+    /// left alone. Looks at their files only.
+    ///
+    /// # Errors
+    /// [`Error::LockTimeout`] and [`Error::Io`]; everything that can be given back has been given back by then.
+    pub fn reclaim(&self, dead: &[Lease]) -> Result<Vec<Released>, Error> {
+        let Some(held) = self.lock()? else { return Ok(Vec::new()) };
+        let mut pass = Pass::default();
+        for lease in dead {
+            let path = lease::path_of(held.directory, lease.address);
+            pass.remove_if(&path, lease.address.to_canonical(), |claim| lease.is(claim));
+        }
+        pass.remove_drafts(held.directory);
+        pass.finish()
+    }
+
     /// Gives back every lease whose owner is not in `keep`, and what stands for nobody. Files of the old format stay
     /// if their container is in `keep` with any interface; words no CNI program writes stay. An empty `keep` keeps
     /// nobody. Reads the whole pool; the caller sees to it that no attachment is being made meanwhile.
@@ -126,7 +205,7 @@ impl Store {
                 Claim::Of(owner) => !owners.contains(owner),
                 Claim::OfContainer(container) => !containers.contains(container.as_str()),
                 Claim::Orphan => true,
-                Claim::Foreign => false,
+                Claim::Foreign(_) => false,
             });
         }
         pass.remove_drafts(held.directory);

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use ipam::{Error, Owner, Pool, Prior, RawIpam, Request, requested_addresses};
+use ipam::{Error, Known, Owner, Pool, Prior, RawIpam, Request, requested_addresses};
 use serde_json::{Value, json};
 
 const WAIT: Duration = Duration::from_secs(60);
@@ -119,7 +119,7 @@ pub(crate) fn ours(verb: &str, call: &Call, side: &Side) -> Answer {
         if verb == "DEL" {
             // host-local does it once for every range set; the second time it comes to files of the old format.
             for _ in &pool.sets {
-                pool.store(WAIT).release(&owner, None)?;
+                pool.store(WAIT).release(&owner, Known::Nothing)?;
             }
             return Ok(Vec::new());
         }

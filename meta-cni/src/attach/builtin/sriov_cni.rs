@@ -144,7 +144,7 @@ impl Engine {
             BuiltinIpam::None | BuiltinIpam::Static(_) => Ok(()),
             BuiltinIpam::Pool { pool, .. } => {
                 let owner = ipam::Owner::new(&self.invocation.container, &self.invocation.if_name)?;
-                pool.store(LOCK_PATIENCE).release(&owner, None)?;
+                pool.store(LOCK_PATIENCE).release(&owner, ipam::Known::Nothing)?;
                 Ok(())
             }
             BuiltinIpam::Executed(kind) => {

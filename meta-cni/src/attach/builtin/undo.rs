@@ -90,7 +90,7 @@ impl Engine {
         }
         if let Some(PoolAddresses { directory, addresses }) = &record.addresses {
             let owner = ipam::Owner::new(&record.call.container, &record.interface)?;
-            ipam::Store::new(directory, LOCK_PATIENCE).release(&owner, Some(addresses))?;
+            ipam::Store::new(directory, LOCK_PATIENCE).release(&owner, ipam::Known::Addresses(addresses))?;
         }
         Ok(())
     }
@@ -160,7 +160,7 @@ impl Engine {
         }
         let owner = ipam::Owner::new(&call.container, interface)?;
         for pool in pools() {
-            pool.release(&owner, None)?;
+            pool.release(&owner, ipam::Known::Nothing)?;
         }
         self.records.remove_file(path)
     }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use ipam::{Error, Known, Owner, Pool, Prior, RawIpam, Request, requested_addresses};
+use ipam::{Error, Known, Node, Owner, Pool, Prior, RawIpam, Request, requested_addresses};
 use serde_json::{Value, json};
 
 const WAIT: Duration = Duration::from_secs(60);
@@ -109,7 +109,7 @@ pub(crate) fn theirs(plugin: &Path, verb: &str, call: &Call, side: &Side) -> Ans
 
 pub(crate) fn our_pool(side: &Side) -> Result<Pool, Error> {
     let raw: RawIpam = serde_json::from_value(side.ipam.clone()).unwrap();
-    Pool::new("net-a", &raw, &[])
+    Pool::new("net-a", &raw, &[], &Node::default())
 }
 
 pub(crate) fn ours(verb: &str, call: &Call, side: &Side) -> Answer {

@@ -79,7 +79,7 @@ impl Engine {
             return Ok(BuiltinIpam::Static(StaticAddresses::new(&raw, &request)?));
         }
         let extra: Vec<Vec<RawRange>> = runtime_config.get("ipRanges")?.unwrap_or_default();
-        let pool = Box::new(Pool::new(&list.name, &raw, &extra)?);
+        let pool = Box::new(Pool::new(&list.name, &raw, &extra, &ipam::Node::default())?);
         if list.version < SpecVersion::V0_3_0 {
             refuse_several_of_a_family(&pool, list.version)?;
         }

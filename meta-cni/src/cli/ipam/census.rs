@@ -1,0 +1,220 @@
+//! What there is to say about the node's pools: their leases and ranges, and who of the holders lives.
+
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use ::ipam::{DEFAULT_DATA_DIR, Lease, Node as Place, Pool, RangeSet, RawIpam, Store};
+
+use crate::{
+    attach::{
+        living::{Living, State, Verdict},
+        pools,
+    },
+    cli::{Arguments, CONF, DATA_DIR, Failure, NETWORK, node::Node},
+    cni::{Error, Object, PluginList},
+    node::boot_id,
+};
+
+/// How long another program's work on a pool is waited for.
+const LOCK_PATIENCE: Duration = Duration::from_secs(10);
+
+/// The pools that a command is about, and what lives on the node.
+#[derive(Debug)]
+pub(super) struct Census {
+    /// The pools, by directory.
+    pub(super) pools: Vec<PoolFound>,
+    /// All that lives.
+    pub(super) living: Living,
+}
+
+/// A pool with its leases.
+#[derive(Debug)]
+pub(super) struct PoolFound {
+    /// The network's name.
+    pub(super) network: String,
+    /// Its directory.
+    pub(super) directory: PathBuf,
+    /// What it can give out.
+    pub(super) ranges: Ranges,
+    /// Its leases, in the order of the addresses.
+    pub(super) leases: Vec<Lease>,
+}
+
+/// What is known of the ranges of a pool.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Ranges {
+    /// One configuration, or several that agree.
+    Known(Vec<RangeSet>),
+    /// Several that do not agree: the definition was changed, or two have one name.
+    Several,
+    /// No configuration that is kept names it, or the runtime gives the ranges.
+    Unknown,
+}
+
+/// How it stands with a lease.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Standing {
+    /// Its holder lives.
+    Live,
+    /// Its holder is dead.
+    Dead,
+    /// Nothing is known of its holder.
+    Unknown,
+    /// The file names nobody.
+    Orphan,
+    /// Words that no CNI program writes: an administrator's.
+    Foreign,
+}
+
+impl Standing {
+    /// All of them, in the order they are counted in.
+    pub(super) const ALL: [Self; 5] = [Self::Live, Self::Dead, Self::Unknown, Self::Orphan, Self::Foreign];
+
+    /// Its name, in tables and in JSON.
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Live => "live",
+            Self::Dead => "dead",
+            Self::Unknown => "unknown",
+            Self::Orphan => "orphan",
+            Self::Foreign => "foreign",
+        }
+    }
+}
+
+impl Census {
+    /// Takes it: leases first, then records, then namespaces, so that nobody who is being attached meanwhile looks dead.
+    ///
+    /// # Errors
+    /// What the command line names and is not there; pools and journals that cannot be read.
+    pub(super) async fn take(arguments: &Arguments, node: &Node) -> Result<Self, Failure> {
+        let journals = node.journals();
+        let lists = pools::configurations(&journals)?;
+        let given =
+            arguments.path(CONF.name).map(|path| given_conf(&path, arguments.value(NETWORK.name))).transpose()?;
+        let data_dir = arguments.path(DATA_DIR.name);
+        let directories = match &data_dir {
+            Some(directory) if !directory.is_dir() => {
+                return Err(Failure::Failed(Error::Config(format!("there is no directory {}", directory.display()))));
+            }
+            Some(directory) => pools::directories(&[directory.clone()], &[]),
+            None => pools::directories(&[DEFAULT_DATA_DIR.into()], &lists),
+        };
+        let wanted = arguments.value(NETWORK.name);
+        let mut found = Vec::new();
+        for directory in directories {
+            let network = directory.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            if wanted.is_some_and(|wanted| wanted != network) {
+                continue;
+            }
+            let mut leases = Store::new(&directory, LOCK_PATIENCE).leases()?;
+            leases.sort();
+            // What the administrator says counts, whatever was once kept under that name.
+            let ranges = match &given {
+                Some(list) if list.name == network => Ranges::of([list]),
+                _ => Ranges::of(lists.iter().filter(|list| pools::directory_of(list).as_ref() == Some(&directory))),
+            };
+            found.push(PoolFound { ranges, network, directory, leases });
+        }
+        if let (Some(wanted), true) = (wanted, found.is_empty()) {
+            let place = data_dir.unwrap_or_else(|| DEFAULT_DATA_DIR.into());
+            let text = format!("there is no pool of a network \"{wanted}\" in {}", place.display());
+            return Err(Failure::Failed(Error::Config(text)));
+        }
+        Ok(Self { pools: found, living: Living::look(&journals, &boot_id()?).await? })
+    }
+
+    /// How it stands with a lease, and what was found out about its holder.
+    pub(super) fn judge(&self, pool: &PoolFound, lease: &Lease) -> (Standing, Option<Verdict<'_>>) {
+        if lease.is_foreign() {
+            return (Standing::Foreign, None);
+        }
+        let Some(container) = &lease.container else { return (Standing::Orphan, None) };
+        let verdict = self.living.judge(&pool.directory, lease.address, container, lease.interface.as_deref());
+        let standing = match verdict.state {
+            State::Live => Standing::Live,
+            State::Dead => Standing::Dead,
+            State::Unknown => Standing::Unknown,
+        };
+        (standing, Some(verdict))
+    }
+}
+
+impl PoolFound {
+    /// The pool's files.
+    pub(super) fn store(&self) -> Store {
+        Store::new(&self.directory, LOCK_PATIENCE)
+    }
+
+    /// The lease of an address.
+    pub(super) fn lease(&self, address: IpAddr) -> Option<&Lease> {
+        self.leases.binary_search_by_key(&address, |lease| lease.address).ok().and_then(|at| self.leases.get(at))
+    }
+
+    /// Whether it may give out this address, as far as its ranges are known.
+    pub(super) fn gives(&self, address: IpAddr) -> bool {
+        let Ranges::Known(sets) = &self.ranges else { return false };
+        sets.iter().flat_map(RangeSet::ranges).any(|range| range.gives(address))
+    }
+
+    /// How many addresses nobody has; none where the ranges are not known.
+    pub(super) fn free(&self) -> Option<u128> {
+        let Ranges::Known(sets) = &self.ranges else { return None };
+        let capacity = sets.iter().flat_map(RangeSet::ranges).map(::ipam::IpRange::capacity);
+        let capacity = capacity.fold(0_u128, u128::saturating_add);
+        // An orphan is free: whoever comes to it takes it.
+        let used = self.leases.iter().filter(|lease| lease.container.is_some() && self.gives(lease.address)).count();
+        Some(capacity.saturating_sub(used.try_into().unwrap_or(u128::MAX)))
+    }
+}
+
+impl Ranges {
+    fn of<'a>(lists: impl IntoIterator<Item = &'a PluginList>) -> Self {
+        let mut known: Vec<Vec<RangeSet>> = Vec::new();
+        for sets in lists.into_iter().filter_map(ranges_of) {
+            if !known.contains(&sets) {
+                known.push(sets);
+            }
+        }
+        match (known.pop(), known.is_empty()) {
+            (Some(sets), true) => Self::Known(sets),
+            (None, _) => Self::Unknown,
+            (Some(_), false) => Self::Several,
+        }
+    }
+}
+
+/// The ranges of a configuration, unless the runtime may add some of its own.
+fn ranges_of(list: &PluginList) -> Option<Vec<RangeSet>> {
+    list.plugins.iter().find_map(|plugin| {
+        let raw: RawIpam = plugin.object.get("ipam").ok().flatten()?;
+        let from_outside = plugin.capabilities().ok()?.contains("ipRanges");
+        let pool = Pool::new(&list.name, &raw, &[], &Place::default()).ok()?;
+        (!from_outside).then_some(pool.sets)
+    })
+}
+
+/// The configuration that the command line names; a definition's need not have a name.
+fn given_conf(path: &Path, network: Option<&str>) -> Result<PluginList, Error> {
+    let text = std::fs::read(path).map_err(|source| Error::io("read", path.display(), source))?;
+    let object = Object::parse(&path.display().to_string(), &text)?;
+    let list =
+        PluginList::from_object(object, network).map_err(|error| error.of_network(path.display().to_string()))?;
+    match ranges_of(&list) {
+        Some(_) => Ok(list),
+        None => Err(Error::Config(format!("{} says no ranges of host-local's", path.display()))),
+    }
+}
+
+/// How many leases stand how.
+pub(super) fn count(standings: impl Iterator<Item = Standing>) -> BTreeMap<Standing, usize> {
+    let mut counts = BTreeMap::new();
+    for standing in standings {
+        *counts.entry(standing).or_default() += 1;
+    }
+    counts
+}

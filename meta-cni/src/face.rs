@@ -14,6 +14,9 @@ pub enum Face {
 }
 
 impl Face {
+    /// Those that have a journal.
+    pub const WITH_JOURNAL: [Self; 2] = [Self::Meta, Self::Sriov];
+
     /// The face for the name that the program was called by (`argv[0]`); the meta plugin for any name but `sriov`.
     #[must_use]
     pub fn of(program: &OsStr) -> Self {

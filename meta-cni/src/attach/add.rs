@@ -9,13 +9,14 @@ use tokio::time::{Instant, timeout};
 use super::{
     Engine,
     builtin::Announcements,
-    open_netns,
+    open_netns, pools,
+    reclaim::is_exhausted,
     record::{Call, Entry, Record, Stage, new_record},
     request::Request,
 };
 use crate::{
     cluster::{PodName, Written},
-    cni::{CniResult, Error, chain},
+    cni::{CniResult, Error, PluginList, Scene, chain},
     face::Face,
     network::{
         Attachment,
@@ -42,6 +43,7 @@ impl Engine {
             .ok_or_else(|| Error::Netns(format!("CNI_NETNS {} is no network namespace", self.invocation.netns)))?
             .identified()?;
         self.layout.create()?;
+        self.list_boot().await?;
         let container = self.invocation.container.clone();
         self.lock(&container).await?;
         let outcome = match self.face {
@@ -169,7 +171,10 @@ impl Engine {
             (0, None)
         };
         let scene = self.scene(record, &self.invocation.netns);
-        let (value, result) = chain::add(&list, from, previous, &scene).await?;
+        let (value, result) = match chain::add(&list, from, previous, &scene).await {
+            Err(error) if !builtin => self.add_again(&list, error, &scene).await?,
+            made => made?,
+        };
         record.result = value;
         if !record.primary {
             record.stage = Stage::Done;
@@ -177,6 +182,19 @@ impl Engine {
         self.records.write(record, !builtin)?;
         made.result = result;
         Ok(())
+    }
+
+    /// Once more for a chain that found no address, if an earlier boot left some that nobody has.
+    async fn add_again(&self, list: &PluginList, error: Error, scene: &Scene) -> Result<(Value, CniResult), Error> {
+        if !is_exhausted(&error) || !self.reclaim_for(&pools::of_network(list)).await {
+            return Err(error);
+        }
+        tracing::warn!(network = list.name, "addresses that an earlier boot left are free again: attaching once more");
+        // What the plugins before the one that failed made; and a runtime does not ADD twice without it.
+        if let Err(left) = chain::del(list, 0, None, scene, false).await {
+            return Err(Error::Several(vec![error, left]));
+        }
+        chain::add(list, 0, None, scene).await
     }
 
     /// Gives the pod's default route to the networks that the pod chose for it, and takes it out of the other results.

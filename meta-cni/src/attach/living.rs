@@ -1,12 +1,14 @@
-//! Who lives: one look at the records and at every network namespace of the node. The only place that decides whether
-//! the holder of an address is alive; whoever takes an address back asks here first.
+//! Who lives on the node, by all that can be known of it: records of this boot, interfaces in any namespace, processes.
+//! The only place that decides whether the holder of an address is alive; whoever takes one back asks here first, about
+//! as many as he likes: everything is looked at once.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap, HashSet},
     net::IpAddr,
     path::{Path, PathBuf},
 };
 
+use ipam::Lease;
 use sandbox::{Links, Netns, NetnsId, Rtnl};
 
 use super::{
@@ -16,10 +18,8 @@ use super::{
 use crate::{
     cluster::PodName,
     cni::{CniResult, Error, PluginList},
+    node::ProcessWords,
 };
-
-/// The scope of addresses that other machines see (RT_SCOPE_UNIVERSE of linux/rtnetlink.h).
-const GLOBAL: u8 = 0;
 
 /// What is known of the namespace of a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,8 +45,10 @@ pub struct Claim {
     pub pod: Option<PodName>,
     /// Whether it is the primary network.
     pub primary: bool,
-    /// Its addresses are in the pool in this directory, as far as that can be told.
-    pub directory: Option<PathBuf>,
+    /// The pools that its addresses may be of.
+    pub pools: BTreeSet<PathBuf>,
+    /// Whether its addresses are leases in one of them, and not of another plugin's keeping.
+    pub leased: bool,
     /// Its addresses; none before they were given.
     pub addresses: Vec<IpAddr>,
     /// How far the attachment is.
@@ -73,11 +75,12 @@ pub struct Place {
 /// Whether the holder of a lease is alive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum State {
-    /// A record with a living namespace says so, or the address is on an interface somewhere on the node.
+    /// A record with a living namespace says so, the address is on an interface somewhere on the node, or a process speaks
+    /// of the container.
     Live,
-    /// There is a record, its namespace is gone, and the address is on no interface.
+    /// There is a record, and nothing of that holds.
     Dead,
-    /// There is no record, and the address is on no interface: somebody else's, perhaps in the making.
+    /// There is no record either: somebody else's, perhaps in the making.
     Unknown,
 }
 
@@ -92,85 +95,126 @@ pub struct Verdict<'a> {
     pub place: Option<&'a Place>,
 }
 
-/// All that lives on the node, at one moment.
+/// All that speaks for somebody's life on the node, at one moment.
 ///
-/// What is to be judged is listed before the look: a record is written before its address is taken, so whatever we are
-/// attaching just now is among the records by then.
-#[derive(Debug, Default)]
-pub struct Living {
+/// What is to be judged is listed before it is gathered: a record is written before its address is taken, so whatever we
+/// are attaching just now is among the records by then.
+#[derive(Debug)]
+pub struct Evidence {
     claims: Vec<Claim>,
     of_container: HashMap<String, Vec<usize>>,
     of_address: HashMap<IpAddr, Vec<usize>>,
     places: HashMap<IpAddr, Vec<Place>>,
+    processes: ProcessWords,
+    /// Containers that live by something else than a record.
+    believed: HashSet<String>,
     torn: Vec<PathBuf>,
     unreadable: Vec<String>,
 }
 
-impl Living {
-    /// Looks at everything once: all records of the journals, and the addresses in all namespaces of the node.
+impl Evidence {
+    /// Looks at the journals, at every namespace that can be found (two dumps in each), and at the processes.
     ///
     /// # Errors
-    /// [`Error::Io`] if a journal cannot be read. A namespace that cannot be looked at is no error; but then nobody is
-    /// taken for dead ([`Living::unreadable`]).
-    pub async fn look(journals: &[Records], boot_id: &str) -> Result<Self, Error> {
-        let mut living = Self::default();
+    /// [`Error::Io`] if a journal cannot be read. A namespace that cannot be looked at is no error here; but as long as
+    /// there is one nobody is dead, see [`Evidence::whole`].
+    pub async fn gather(journals: &[Records], boot_id: &str) -> Result<Self, Error> {
+        let mut found = Self {
+            claims: Vec::new(),
+            of_container: HashMap::new(),
+            of_address: HashMap::new(),
+            places: HashMap::new(),
+            processes: ProcessWords::look(),
+            believed: HashSet::new(),
+            torn: Vec::new(),
+            unreadable: Vec::new(),
+        };
         for records in journals {
-            living.read_records(records, boot_id)?;
+            found.read_records(records, boot_id)?;
         }
         let mut seen = HashMap::new();
         for netns in sandbox::namespaces() {
             let id = netns.id().clone();
-            if let Err(error) = living.read_addresses(&netns).await {
-                living.unreadable.push(format!("{}: {error}", id.path.display()));
+            if let Err(error) = found.read_addresses(&netns).await {
+                found.unreadable.push(format!("{}: {error}", id.path.display()));
             }
             seen.insert((id.dev, id.inode), id.cookie);
         }
-        for claim in &mut living.claims {
+        for claim in &mut found.claims {
             if claim.life == Life::Unclear {
                 claim.life = life_of(claim, &seen);
             }
         }
-        for (at, claim) in living.claims.iter().enumerate() {
-            living.of_container.entry(claim.container.clone()).or_default().push(at);
+        for (at, claim) in found.claims.iter().enumerate() {
+            found.of_container.entry(claim.container.clone()).or_default().push(at);
             for address in &claim.addresses {
-                living.of_address.entry(*address).or_default().push(at);
+                found.of_address.entry(*address).or_default().push(at);
             }
         }
-        Ok(living)
+        Ok(found)
     }
 
-    /// Judges the holder of a lease of the pool in `directory`.
+    /// The same, if everything could be looked at.
+    ///
+    /// # Errors
+    /// [`Error::TryLater`] otherwise: what could not be looked at must not be taken for dead.
+    pub fn whole(self) -> Result<Self, Error> {
+        match self.unreadable.first() {
+            Some(problem) => Err(Error::TryLater(format!("nobody is taken for dead: cannot look into {problem}"))),
+            None => Ok(self),
+        }
+    }
+
+    /// Takes the holders of these leases of a pool for living if their address is in use: then what else they hold is so,
+    /// too, be it for a program that has no interface.
+    pub fn believe(&mut self, pool: &Path, leases: &[Lease]) {
+        let in_use = leases.iter().filter(|lease| self.places_of(pool, lease.address).next().is_some());
+        let containers: Vec<String> = in_use.filter_map(|lease| lease.container.clone()).collect();
+        self.believed.extend(containers);
+    }
+
+    /// Whether a container may live.
     #[must_use]
-    pub fn judge(&self, directory: &Path, address: IpAddr, container: &str, interface: Option<&str>) -> Verdict<'_> {
-        let of_container = self.claims_of(self.of_container.get(container));
-        let same = |claim: &&Claim| interface.is_none_or(|name| claim.interface == name);
-        let own = of_container.clone().find(same);
-        let elsewhere = |claim: &&Claim| claim.directory.as_deref() == Some(directory) && claim.life != Life::Gone;
-        let claiming = self.claims_of(self.of_address.get(&address)).find(elsewhere);
-        let place = self.places_of(directory, address).next();
+    pub fn has_container(&self, container: &str) -> bool {
+        self.believed.contains(container)
+            || self.processes.have(container)
+            || self.claims_of(self.of_container.get(container)).any(lives)
+    }
+
+    /// Judges the holder of a lease of a pool. One that names nobody has no holder: it is unknown.
+    #[must_use]
+    pub fn judge(&self, pool: &Path, lease: &Lease) -> Verdict<'_> {
+        let container = lease.container.as_deref().unwrap_or_default();
+        let interface = lease.interface.as_ref();
+        let of_container = || self.claims_of(self.of_container.get(container));
+        let own = of_container().find(|claim| interface.is_none_or(|name| claim.interface == *name));
+        let claiming = self.claims_of(self.of_address.get(&lease.address));
+        let claiming = claiming.filter(|claim| lives(claim)).find(|claim| claim.pools.contains(pool));
         // A container lives as a whole: an interface of it that no record names may have come by another way.
-        let living = own.filter(lives).or_else(|| of_container.clone().find(lives)).or(claiming);
-        let state = if living.is_some() || place.is_some() {
+        let living =
+            own.filter(|claim| lives(claim)).or_else(|| of_container().find(|claim| lives(claim))).or(claiming);
+        let place = self.places_of(pool, lease.address).next();
+        let state = if living.is_some() || place.is_some() || self.has_container(container) {
             State::Live
-        } else if of_container.clone().next().is_some() && self.unreadable.is_empty() {
+        } else if of_container().next().is_some() && self.unreadable.is_empty() {
             State::Dead
         } else {
             State::Unknown
         };
-        Verdict { state, claim: living.or(own).or_else(|| of_container.clone().next()), place }
+        Verdict { state, claim: living.or(own).or_else(|| of_container().next()), place }
     }
 
-    /// The interfaces that have an address which may be of the pool in `directory`: all, but for those that a record
-    /// gives to another pool. Two networks may well use the same range.
-    pub fn places_of(&self, directory: &Path, address: IpAddr) -> impl Iterator<Item = &Place> {
+    /// The interfaces that have an address which may be of a pool: all, but for those that a record gives to other pools.
+    /// Two networks may well use the same range.
+    pub fn places_of(&self, pool: &Path, address: IpAddr) -> impl Iterator<Item = &Place> {
         let places = self.places.get(&address).into_iter().flatten();
         places.filter(move |place| {
             let holder = self.claims_of(self.of_address.get(&address)).find(|claim| claim.is_at(place));
-            holder.and_then(|claim| claim.directory.as_deref()).is_none_or(|other| other == directory)
+            holder.is_none_or(|claim| claim.pools.is_empty() || claim.pools.contains(pool))
         })
     }
 
-    /// Every address that an interface has, but loopback and link-local ones.
+    /// Every address that an interface has.
     pub fn places(&self) -> impl Iterator<Item = (&IpAddr, &[Place])> {
         self.places.iter().map(|(address, places)| (address, places.as_slice()))
     }
@@ -208,7 +252,11 @@ impl Living {
                         let list = confs.entry(hash).or_insert_with(|| records.conf(&record).ok());
                         self.claims.push(Claim::of(*record, list.as_ref(), boot_id));
                     }
-                    Entry::Torn { path, .. } => self.torn.push(path),
+                    // There is no telling.
+                    Entry::Torn { path, .. } => {
+                        self.believed.insert(container.clone());
+                        self.torn.push(path);
+                    }
                 }
             }
         }
@@ -217,9 +265,9 @@ impl Living {
 
     async fn read_addresses(&mut self, netns: &Netns) -> Result<(), sandbox::Error> {
         let links = Rtnl::open(netns)?;
-        let mut addresses = links.all_addresses().await?;
-        addresses.retain(|(_, address)| address.scope == GLOBAL && !address.net.addr().is_loopback());
-        if addresses.is_empty() {
+        let addresses = links.all_addresses().await?;
+        // An empty namespace may at best have the loopback interface's.
+        if addresses.iter().all(|(_, address)| address.net.addr().is_loopback()) {
             return Ok(());
         }
         let names: HashMap<u32, String> = links.list().await?.into_iter().map(|link| (link.index, link.name)).collect();
@@ -242,7 +290,11 @@ impl Claim {
         };
         Self {
             addresses: pool.as_ref().map_or_else(of_result, |pool| pool.addresses.clone()),
-            directory: pool.map(|pool| pool.directory).or_else(|| list.and_then(pools::directory_of)),
+            leased: pool.is_some() || list.is_some_and(pools::is_used_by),
+            pools: match pool {
+                Some(pool) => BTreeSet::from([pool.directory]),
+                None => list.map(pools::of_network).unwrap_or_default(),
+            },
             container: record.call.container.clone(),
             interface: record.interface,
             network: record.network,
@@ -262,7 +314,7 @@ impl Claim {
     }
 }
 
-fn lives(claim: &&Claim) -> bool {
+fn lives(claim: &Claim) -> bool {
     claim.life != Life::Gone
 }
 

@@ -14,6 +14,7 @@ mod gc;
 mod lock;
 mod primary;
 mod readiness;
+mod reclaim;
 mod request;
 mod undo;
 
@@ -24,7 +25,7 @@ use tokio::time::Instant;
 
 use crate::{
     cluster::Cluster,
-    cni::{CniArgs, Command, Error, Invocation, Scene},
+    cni::{CniArgs, Command, Error, Invocation, Object, Scene},
     face::Face,
     node::{Layout, boot_id},
     settings::Settings,
@@ -94,6 +95,14 @@ impl Engine {
             self.records.tidy(container);
             lock.remove_file();
         }
+    }
+
+    /// The journals on this node: ours, and those of the faces, each of which has its own.
+    fn journals(&self) -> Vec<Records> {
+        let default = Settings::of_plugin(&Object::default());
+        let layouts =
+            [&self.settings, &default].map(|settings| Face::WITH_JOURNAL.map(|face| Layout::of(settings, face)));
+        layouts.iter().flatten().map(Records::of).collect()
     }
 
     /// The key of this call.

@@ -12,8 +12,8 @@ use super::{
     lease_key, sysfs, vf_alias,
 };
 use crate::{
-    attach::{Engine, record::Record},
-    cni::{CniResult, Error, Interface, PluginList, chain},
+    attach::{Engine, pools, reclaim::is_exhausted, record::Record},
+    cni::{CniResult, Command, Error, Interface, PluginList, chain},
 };
 
 impl Engine {
@@ -96,7 +96,13 @@ impl Engine {
         self.records.write(record, true)?;
         let scene = self.scene(record, &record.netns.clone());
         let Some(plugin) = list.plugins.first() else { return Err(Error::Config("no plugin".to_owned())) };
-        let result = chain::ipam_add(list, plugin, kind, &scene).await?;
+        let result = match chain::ipam_add(list, plugin, kind, &scene).await {
+            Err(error) if is_exhausted(&error) && self.reclaim_for(&pools::of_network(list)).await => {
+                chain::ipam_verb(list, plugin, kind, Command::Del, None, &scene).await?;
+                chain::ipam_add(list, plugin, kind, &scene).await?
+            }
+            given => given?,
+        };
         if result.ips.is_empty() {
             return Err(Error::DelegateBroken(format!("IPAM plugin {kind} returned missing IP config")));
         }

@@ -1,6 +1,6 @@
 //! The addresses of what is attached in-process: host-local's pools, `static`, or an IPAM plugin that is executed.
 
-use ipam::{Pool, Prior, RawIpam, RawRange, Request, StaticAddresses, StaticRequest, Store, requested_addresses};
+use ipam::{Pool, Prior, RawIpam, RawRange, Request, StaticAddresses, StaticRequest, requested_addresses};
 use serde_json::{Map, Value};
 
 use super::LOCK_PATIENCE;
@@ -87,21 +87,6 @@ impl Engine {
         Ok(BuiltinIpam::Pool { pool, requested })
     }
 
-    /// Removes leases that name nobody, in all pools. host-local writes a lease after it has made the file, so a power cut
-    /// leaves empty ones, which no plugin ever gives back.
-    pub(in crate::attach) fn release_orphans(&self) -> Vec<Error> {
-        let mut errors = Vec::new();
-        for pool in pools() {
-            match pool.release_orphans() {
-                Ok(removed) => removed.iter().for_each(|lease| {
-                    tracing::warn!(address = %lease.address, "a lease that names nobody is removed");
-                }),
-                Err(error) => errors.push(error.into()),
-            }
-        }
-        errors
-    }
-
     /// Reserves addresses of a pool, written down before they are taken; static ones are known already.
     pub(super) fn reserve(&self, ipam: &BuiltinIpam, record: &mut Record) -> Result<Addresses, Error> {
         match ipam {
@@ -136,13 +121,6 @@ impl Engine {
             }
         }
     }
-}
-
-/// All pools in host-local's own place.
-pub(super) fn pools() -> impl Iterator<Item = Store> {
-    let entries = std::fs::read_dir(ipam::DEFAULT_DATA_DIR).into_iter().flatten().flatten();
-    let directories = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
-    directories.map(|directory| Store::new(directory.path(), LOCK_PATIENCE))
 }
 
 /// `args.cni.ips` of the first plugin.

@@ -1,7 +1,7 @@
 //! What there is to say about the node's pools: their leases and ranges, and who of the holders lives.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     path::{Path, PathBuf},
     time::Duration,
@@ -11,8 +11,9 @@ use ::ipam::{DEFAULT_DATA_DIR, Lease, Node as Place, Pool, RangeSet, RawIpam, St
 
 use crate::{
     attach::{
-        living::{Living, State, Verdict},
+        living::{Evidence, State, Verdict},
         pools,
+        record::Records,
     },
     cli::{Arguments, CONF, DATA_DIR, Failure, NETWORK, node::Node},
     cni::{Error, Object, PluginList},
@@ -22,18 +23,20 @@ use crate::{
 /// How long another program's work on a pool is waited for.
 const LOCK_PATIENCE: Duration = Duration::from_secs(10);
 
-/// The pools that a command is about, and what lives on the node.
+/// The pools of the node, and what lives there.
 #[derive(Debug)]
 pub(super) struct Census {
-    /// The pools, by directory.
+    /// All pools that are known, by directory.
     pub(super) pools: Vec<PoolFound>,
     /// All that lives.
-    pub(super) living: Living,
+    pub(super) evidence: Evidence,
 }
 
 /// A pool with its leases.
 #[derive(Debug)]
 pub(super) struct PoolFound {
+    /// Whether the command is about it.
+    wanted: bool,
     /// The network's name.
     pub(super) network: String,
     /// Its directory.
@@ -87,45 +90,52 @@ impl Standing {
 }
 
 impl Census {
-    /// Takes it: leases first, then records, then namespaces, so that nobody who is being attached meanwhile looks dead.
+    /// Takes it: leases first, then records, namespaces and processes, so that nobody who is being attached meanwhile looks
+    /// dead.
     ///
     /// # Errors
     /// What the command line names and is not there; pools and journals that cannot be read.
     pub(super) async fn take(arguments: &Arguments, node: &Node) -> Result<Self, Failure> {
         let journals = node.journals();
-        let lists = pools::configurations(&journals)?;
-        let given =
-            arguments.path(CONF.name).map(|path| given_conf(&path, arguments.value(NETWORK.name))).transpose()?;
-        let data_dir = arguments.path(DATA_DIR.name);
-        let directories = match &data_dir {
-            Some(directory) if !directory.is_dir() => {
-                return Err(Failure::Failed(Error::Config(format!("there is no directory {}", directory.display()))));
-            }
-            Some(directory) => pools::directories(&[directory.clone()], &[]),
-            None => pools::directories(&[DEFAULT_DATA_DIR.into()], &lists),
-        };
+        let lists = configurations(&journals)?;
         let wanted = arguments.value(NETWORK.name);
-        let mut found = Vec::new();
+        let given = arguments.path(CONF.name).map(|path| given_conf(&path, wanted)).transpose()?;
+        let data_dir = arguments.path(DATA_DIR.name);
+        if let Some(directory) = data_dir.as_ref().filter(|directory| !directory.is_dir()) {
+            return Err(Failure::Failed(Error::Config(format!("there is no directory {}", directory.display()))));
+        }
+        let mut directories: BTreeSet<PathBuf> = pools::of_node().into_iter().collect();
+        directories.extend(lists.iter().flat_map(pools::of_network).filter(|directory| directory.is_dir()));
+        directories.extend(data_dir.iter().flat_map(|directory| pools::in_directory(directory)));
+        let mut pools = Vec::new();
         for directory in directories {
             let network = directory.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            if wanted.is_some_and(|wanted| wanted != network) {
-                continue;
-            }
             let mut leases = Store::new(&directory, LOCK_PATIENCE).leases()?;
             leases.sort();
             // What the administrator says counts, whatever was once kept under that name.
             let ranges = match &given {
                 Some(list) if list.name == network => Ranges::of([list]),
-                _ => Ranges::of(lists.iter().filter(|list| pools::directory_of(list).as_ref() == Some(&directory))),
+                _ => Ranges::of(lists.iter().filter(|list| pools::of_network(list).contains(&directory))),
             };
-            found.push(PoolFound { ranges, network, directory, leases });
+            let in_place = data_dir.as_deref().is_none_or(|data_dir| directory.parent() == Some(data_dir));
+            let wanted = wanted.is_none_or(|wanted| wanted == network) && in_place;
+            pools.push(PoolFound { wanted, ranges, network, directory, leases });
         }
-        if let (Some(wanted), true) = (wanted, found.is_empty()) {
+        if let (Some(wanted), false) = (wanted, pools.iter().any(|pool| pool.wanted)) {
             let place = data_dir.unwrap_or_else(|| DEFAULT_DATA_DIR.into());
             let text = format!("there is no pool of a network \"{wanted}\" in {}", place.display());
             return Err(Failure::Failed(Error::Config(text)));
         }
-        Ok(Self { pools: found, living: Living::look(&journals, &boot_id()?).await? })
+        let mut evidence = Evidence::gather(&journals, &boot_id()?).await?;
+        for pool in &pools {
+            evidence.believe(&pool.directory, &pool.leases);
+        }
+        Ok(Self { pools, evidence })
+    }
+
+    /// The pools that the command is about.
+    pub(super) fn wanted(&self) -> impl Iterator<Item = &PoolFound> {
+        self.pools.iter().filter(|pool| pool.wanted)
     }
 
     /// How it stands with a lease, and what was found out about its holder.
@@ -133,8 +143,10 @@ impl Census {
         if lease.is_foreign() {
             return (Standing::Foreign, None);
         }
-        let Some(container) = &lease.container else { return (Standing::Orphan, None) };
-        let verdict = self.living.judge(&pool.directory, lease.address, container, lease.interface.as_deref());
+        if lease.container.is_none() {
+            return (Standing::Orphan, None);
+        }
+        let verdict = self.evidence.judge(&pool.directory, lease);
         let standing = match verdict.state {
             State::Live => Standing::Live,
             State::Dead => Standing::Dead,
@@ -142,6 +154,18 @@ impl Census {
         };
         (standing, Some(verdict))
     }
+}
+
+/// The configurations that are known to name pools: those that the journals keep, and what Flannel told its delegates.
+fn configurations(journals: &[Records]) -> Result<Vec<PluginList>, Error> {
+    let mut lists = Vec::new();
+    for records in journals {
+        lists.extend(records.confs()?);
+    }
+    let mut scratch: BTreeSet<PathBuf> = lists.iter().filter_map(pools::scratch_of).collect();
+    scratch.insert(PathBuf::from(pools::FLANNEL_DIRECTORY));
+    lists.extend(scratch.iter().flat_map(|directory| pools::told_by_flannel(directory)));
+    Ok(lists)
 }
 
 impl PoolFound {

@@ -91,7 +91,7 @@ pub(in crate::cli) async fn list(arguments: &Arguments) -> Result<Answer, Failur
 
 impl Listing {
     fn of(census: &Census) -> Self {
-        let pools: Vec<PoolView> = census.pools.iter().map(|pool| PoolView::of(census, pool)).collect();
+        let pools: Vec<PoolView> = census.wanted().map(|pool| PoolView::of(census, pool)).collect();
         let mut states = zeroes();
         for (state, number) in pools.iter().flat_map(|pool| &pool.states) {
             *states.entry(state).or_default() += number;
@@ -100,8 +100,8 @@ impl Listing {
             used: pools.iter().map(|pool| pool.used).sum(),
             pools,
             states,
-            torn_records: census.living.torn().to_vec(),
-            unreadable_namespaces: census.living.unreadable().to_vec(),
+            torn_records: census.evidence.torn().to_vec(),
+            unreadable_namespaces: census.evidence.unreadable().to_vec(),
         }
     }
 

@@ -76,7 +76,7 @@ impl Report {
 
 /// The one lease of an address.
 fn only(census: &Census, address: IpAddr) -> Result<(&PoolFound, &Lease), Failure> {
-    let mut having = census.pools.iter().filter_map(|pool| Some((pool, pool.lease(address)?)));
+    let mut having = census.wanted().filter_map(|pool| Some((pool, pool.lease(address)?)));
     let first = having.next().ok_or_else(|| refusal(format!("no pool has a lease of {address}")))?;
     let mut others = having.map(|(pool, _)| pool.directory.display().to_string()).peekable();
     if others.peek().is_some() {
@@ -111,10 +111,10 @@ fn refuse(
             container.escape_debug(),
             pool.directory.join(address.to_string()).display()
         ))),
-        Standing::Dead | Standing::Unknown if !census.living.unreadable().is_empty() => Err(refusal(format!(
+        Standing::Dead | Standing::Unknown if !census.evidence.unreadable().is_empty() => Err(refusal(format!(
             "{address} of {} may be in use: {}",
             pool.network,
-            census.living.unreadable().join("; ")
+            census.evidence.unreadable().join("; ")
         ))),
         Standing::Dead | Standing::Unknown | Standing::Orphan => Ok(()),
     }

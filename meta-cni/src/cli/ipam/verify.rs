@@ -49,16 +49,16 @@ pub(in crate::cli) async fn verify(arguments: &Arguments) -> Result<Answer, Fail
     let form = Form::of(arguments)?;
     let census = Census::take(arguments, &Node::find(arguments)).await?;
     let mut findings = of_the_node(&census);
-    for pool in &census.pools {
+    for pool in census.wanted() {
         findings.extend(pool.leases.iter().filter_map(|lease| of_lease(&census, pool, lease)));
         findings.extend(of_records(&census, pool));
         findings.extend(of_interfaces(&census, pool));
     }
     findings.sort();
     let report = Report {
-        pools: census.pools.len(),
-        leases: census.pools.iter().map(|pool| pool.leases.len()).sum(),
-        records: census.living.claims().len(),
+        pools: census.wanted().count(),
+        leases: census.wanted().map(|pool| pool.leases.len()).sum(),
+        records: census.evidence.claims().len(),
         findings,
     };
     let good = report.findings.is_empty();
@@ -109,11 +109,11 @@ impl Finding {
 
 /// What keeps the rest from being certain.
 fn of_the_node(census: &Census) -> Vec<Finding> {
-    let torn = census.living.torn().iter().map(|path| {
+    let torn = census.evidence.torn().iter().map(|path| {
         let what = format!("the record {} cannot be read, and what it claims is not known", path.display());
         Finding::of_node("torn-record", what, "the DEL of its pod, or the runtime's GC, clears it up")
     });
-    let unreadable = census.living.unreadable().iter().map(|problem| {
+    let unreadable = census.evidence.unreadable().iter().map(|problem| {
         let what = format!("a namespace cannot be looked at: {problem}");
         Finding::of_node("unreadable-namespace", what, "nobody is taken for dead until it can")
     });
@@ -150,27 +150,32 @@ fn of_lease(census: &Census, pool: &PoolFound, lease: &Lease) -> Option<Finding>
 }
 
 /// Living attachments whose address is not theirs in the pool.
-fn of_records<'a>(census: &'a Census, pool: &'a PoolFound) -> impl Iterator<Item = Finding> + 'a {
-    let made = |claim: &&Claim| claim.stage == Stage::Done && claim.life != Life::Gone;
-    let here = move |claim: &&Claim| claim.directory.as_deref() == Some(pool.directory.as_path());
-    census
-        .living
-        .claims()
-        .iter()
-        .filter(here)
-        .filter(made)
-        .flat_map(move |claim| claim.addresses.iter().filter_map(move |address| of_claim(pool, claim, *address)))
+fn of_records(census: &Census, pool: &PoolFound) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for claim in census.evidence.claims() {
+        let made = claim.stage == Stage::Done && claim.life != Life::Gone;
+        if !made || !claim.leased || !claim.pools.contains(&pool.directory) {
+            continue;
+        }
+        for address in &claim.addresses {
+            // It may be of one of several pools.
+            let own = census.pools.iter().filter(|pool| claim.pools.contains(&pool.directory));
+            if !own.filter_map(|pool| pool.lease(*address)).any(|lease| is_of(lease, claim)) {
+                findings.push(of_claim(pool, claim, *address));
+            }
+        }
+    }
+    findings
 }
 
-fn of_claim(pool: &PoolFound, claim: &Claim, address: IpAddr) -> Option<Finding> {
+/// Whether a lease is held for the attachment of a record.
+fn is_of(lease: &Lease, claim: &Claim) -> bool {
+    lease.container.as_ref() == Some(&claim.container)
+        && lease.interface.as_ref().is_none_or(|name| *name == claim.interface)
+}
+
+fn of_claim(pool: &PoolFound, claim: &Claim, address: IpAddr) -> Finding {
     let lease = pool.lease(address);
-    let same = |lease: &&Lease| {
-        lease.container.as_ref() == Some(&claim.container)
-            && lease.interface.as_ref().is_none_or(|name| *name == claim.interface)
-    };
-    if lease.is_some_and(|lease| same(&lease)) {
-        return None;
-    }
     let holder = format!("{}{}", holder(Some(&claim.container), Some(&claim.interface)), pod_in(claim));
     let todo = format!(
         "delete the pod, so that it is given an address of its own; before that nothing keeps {address} from others"
@@ -184,14 +189,14 @@ fn of_claim(pool: &PoolFound, claim: &Claim, address: IpAddr) -> Option<Finding>
         }
     };
     let (container, interface) = (Some(claim.container.clone()), Some(claim.interface.clone()));
-    Some(Finding { container, interface, ..Finding::of_pool(pool, address, kind, what, todo) })
+    Finding { container, interface, ..Finding::of_pool(pool, address, kind, what, todo) }
 }
 
 /// Addresses of the pool that interfaces have without a lease, or more than one interface has.
 fn of_interfaces<'a>(census: &'a Census, pool: &'a PoolFound) -> impl Iterator<Item = Finding> + 'a {
     let claimed: HashSet<IpAddr> = claimed_in(census, &pool.directory);
-    census.living.places().flat_map(move |(address, _)| {
-        let places: Vec<&Place> = census.living.places_of(&pool.directory, *address).collect();
+    census.evidence.places().flat_map(move |(address, _)| {
+        let places: Vec<&Place> = census.evidence.places_of(&pool.directory, *address).collect();
         let shown = places.iter().map(|place| format!("{} in {}", place.interface, place.netns.path.display()));
         let shown = shown.collect::<Vec<_>>().join(", ");
         let leased = pool.lease(*address).is_some();
@@ -216,8 +221,8 @@ fn of_interfaces<'a>(census: &'a Census, pool: &'a PoolFound) -> impl Iterator<I
 
 /// The addresses that records of living attachments have from a pool.
 fn claimed_in(census: &Census, directory: &Path) -> HashSet<IpAddr> {
-    let here = |claim: &&Claim| claim.directory.as_deref() == Some(directory) && claim.life != Life::Gone;
-    census.living.claims().iter().filter(here).flat_map(|claim| claim.addresses.iter().copied()).collect()
+    let here = |claim: &&Claim| claim.pools.contains(directory) && claim.life != Life::Gone;
+    census.evidence.claims().iter().filter(here).flat_map(|claim| claim.addresses.iter().copied()).collect()
 }
 
 fn holder(container: Option<&str>, interface: Option<&str>) -> String {

@@ -187,6 +187,16 @@ impl RawIpam {
         self.ranges_by_node.is_some()
     }
 
+    /// Whether an entry of `rangesByNode` looks at the node's name.
+    pub fn asks_for_name(&self) -> bool {
+        self.ranges_by_node.iter().flatten().any(|entry| entry.node.is_some())
+    }
+
+    /// Whether an entry of `rangesByNode` looks at the node's labels.
+    pub fn asks_for_labels(&self) -> bool {
+        self.ranges_by_node.iter().flatten().any(|entry| entry.labels.as_ref().is_some_and(|labels| !labels.is_empty()))
+    }
+
     /// Whether the pool depends on the node's own pod range: [`crate::Node::slice`].
     pub fn depends_on_slice(&self) -> bool {
         self.slice_by_node == Some(true)

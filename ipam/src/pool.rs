@@ -60,6 +60,23 @@ impl Pool {
     /// # Errors
     /// The configuration errors of [`Error`], with host-local's texts; [`Error::NetworkName`], [`Error::DataDir`].
     pub fn new(network: &str, raw: &RawIpam, extra: &[Vec<RawRange>], node: &Node) -> Result<Pool, Error> {
+        let directory = Pool::directory_of(network, raw)?;
+        Ok(Pool {
+            network: network.to_owned(),
+            directory,
+            sets: sets(raw, extra, node)?,
+            routes: Route::all(raw.routes.as_ref())?,
+            resolv_conf: raw.resolv_conf.as_deref().filter(|path| !path.is_empty()).map(PathBuf::from),
+            cool_down: Duration::from_secs(raw.cool_down_seconds.unwrap_or_default()),
+            conflict_probe: raw.conflict_probe.unwrap_or_default(),
+        })
+    }
+
+    /// Where a pool lies, whatever its ranges: what was reserved can be given back though they are wrong by now.
+    ///
+    /// # Errors
+    /// [`Error::NetworkName`], [`Error::DataDir`].
+    pub fn directory_of(network: &str, raw: &RawIpam) -> Result<PathBuf, Error> {
         if !is_name(network) {
             return Err(Error::NetworkName { name: network.to_owned() });
         }
@@ -67,15 +84,7 @@ impl Pool {
         if !Path::new(data_dir).is_absolute() {
             return Err(Error::DataDir { path: PathBuf::from(data_dir) });
         }
-        Ok(Pool {
-            network: network.to_owned(),
-            directory: Path::new(data_dir).join(network),
-            sets: sets(raw, extra, node)?,
-            routes: Route::all(raw.routes.as_ref())?,
-            resolv_conf: raw.resolv_conf.as_deref().filter(|path| !path.is_empty()).map(PathBuf::from),
-            cool_down: Duration::from_secs(raw.cool_down_seconds.unwrap_or_default()),
-            conflict_probe: raw.conflict_probe.unwrap_or_default(),
-        })
+        Ok(Path::new(data_dir).join(network))
     }
 
     /// The pool's directory, to give addresses back to.

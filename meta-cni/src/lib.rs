@@ -1,6 +1,6 @@
 //! meta-cni: one CNI plugin in place of Multus, sriov-cni and host-local.
 //!
-//! The way through the house: `main` → [`Face`], [`run`] → [`attach`] (a verb) → [`network`] (what to attach) → [`cni`] (other
+//! The way through the house: `main` → [`Called`], [`run`] → [`attach`] (a verb) → [`network`] (what to attach) → [`cni`] (other
 //! plugins), `sriov` and `ipam` (built in) → the record → the result. See ARCHITECTURE.md.
 
 pub mod attach;
@@ -13,8 +13,9 @@ pub mod node;
 pub mod settings;
 
 mod cli;
+mod host_local;
 mod log;
 mod run;
 
-pub use face::Face;
+pub use face::{Called, Face};
 pub use run::{Reply, run};

@@ -8,8 +8,8 @@ use crate::{
     attach::Engine,
     cli,
     cni::{Asked, Command, Error, Invocation, RECURSION_MARK, SpecVersion},
-    face::Face,
-    log,
+    face::{Called, Face},
+    host_local, log,
     settings::Settings,
 };
 
@@ -37,18 +37,18 @@ impl Reply {
 /// Runs one call of a plugin with the environment and stdin of the process; or, where no runtime calls, the command that a
 /// person gave as `arguments`. A runtime gives none.
 pub fn run(
-    face: Face,
+    called: Called,
     arguments: impl IntoIterator<Item = OsString>,
     env: impl Fn(&str) -> Option<String>,
     stdin: impl Read,
 ) -> Reply {
     let mut arguments = arguments.into_iter().peekable();
     let by_a_runtime = env("CNI_COMMAND").is_some_and(|command| !command.is_empty());
-    if face == Face::Meta && !by_a_runtime && arguments.peek().is_some() {
+    if called == Called::Engine(Face::Meta) && !by_a_runtime && arguments.peek().is_some() {
         return cli::run(arguments);
     }
     let invocation = match Asked::read(&env, stdin) {
-        Ok(Asked::About) => return Reply { stderr: face.about(), ..Reply::success(String::new()) },
+        Ok(Asked::About) => return Reply { stderr: called.about(), ..Reply::success(String::new()) },
         Ok(Asked::Version) => return Reply::success(SpecVersion::report()),
         Ok(Asked::Call(invocation)) => *invocation,
         Err(error) => return Reply::failure(&error, SpecVersion::LATEST),
@@ -57,9 +57,15 @@ pub fn run(
         Ok(version) => version,
         Err(error) => return Reply::failure(&error, SpecVersion::LATEST),
     };
-    // We execute plugins, and a drop-in may be one of them: only the meta plugin must not be.
-    let recursive = face == Face::Meta && env(RECURSION_MARK).is_some();
-    match judge_and_dispatch(face, invocation, version, recursive) {
+    let outcome = match called {
+        Called::HostLocal => version.allow(invocation.command).and_then(|()| host_local::run(&invocation, version)),
+        Called::Engine(face) => {
+            // We execute plugins, and a drop-in may be one of them: only the meta plugin must not be.
+            let recursive = face == Face::Meta && env(RECURSION_MARK).is_some();
+            judge_and_dispatch(face, invocation, version, recursive)
+        }
+    };
+    match outcome {
         Ok(Some(result)) => Reply::success(pretty(&result)),
         Ok(None) => Reply::success(String::new()),
         Err(error) => {

@@ -100,8 +100,7 @@ impl Engine {
     /// The journals on this node: ours, and those of the faces, each of which has its own.
     fn journals(&self) -> Vec<Records> {
         let default = Settings::of_plugin(&Object::default());
-        let layouts =
-            [&self.settings, &default].map(|settings| Face::WITH_JOURNAL.map(|face| Layout::of(settings, face)));
+        let layouts = [&self.settings, &default].map(|settings| Face::ALL.map(|face| Layout::of(settings, face)));
         layouts.iter().flatten().map(Records::of).collect()
     }
 

@@ -10,7 +10,11 @@ use std::ffi::OsString;
 
 use serde::Serialize;
 
-use crate::{cni::Error, face::Face, run::Reply};
+use crate::{
+    cni::Error,
+    face::{Called, Face},
+    run::Reply,
+};
 use arguments::{Arguments, Asked, Command, Flag};
 
 /// The exit code of a command that failed, or that found what it looks for.
@@ -143,7 +147,7 @@ impl Form {
 pub(crate) fn run(arguments: impl IntoIterator<Item = OsString>) -> Reply {
     let outcome = match arguments::read(COMMANDS, arguments) {
         Err(problem) => Err(Failure::Usage(problem)),
-        Ok(Asked::Version) => Ok(Answer { text: Face::Meta.about(), good: true }),
+        Ok(Asked::Version) => Ok(Answer { text: Called::Engine(Face::Meta).about(), good: true }),
         Ok(Asked::Help(words)) => Ok(Answer { text: arguments::help(COMMANDS, &words), good: true }),
         Ok(Asked::Run(command, arguments)) => run_command(command, &arguments),
     };

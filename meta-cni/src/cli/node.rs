@@ -3,12 +3,14 @@
 
 use std::path::{Path, PathBuf};
 
+use ipam::RawIpam;
+
 use super::{Arguments, NET_DIR};
 use crate::{
     attach::record::Records,
-    cni::{Object, files_in},
+    cni::{Error, Object, files_in},
     face::Face,
-    node::Layout,
+    node::{Layout, SUBNET_FILE, Sources},
     settings::Settings,
 };
 
@@ -33,14 +35,34 @@ impl Node {
         Self { net_dir, confs }
     }
 
+    /// What our configurations say, the runtime's first; if there is none, the defaults.
+    pub(super) fn settings(&self) -> Vec<Settings> {
+        let told = self.confs.iter().filter_map(|conf| Settings::read(conf).ok());
+        told.chain([Settings::of_plugin(&Object::default())]).collect()
+    }
+
     /// The journals of the node: of the meta plugin, wherever it is told to keep it, and of the drop-ins.
     pub(super) fn journals(&self) -> Vec<Records> {
-        let defaults = Settings::of_plugin(&Object::default());
-        let mut layouts = vec![Layout::of(&defaults, Face::Meta), Layout::of(&defaults, Face::Sriov)];
-        let told = self.confs.iter().filter_map(|conf| Settings::read(conf).ok());
-        let told = told.filter(|settings| settings.state_dir != defaults.state_dir);
-        layouts.extend(told.map(|settings| Layout::of(&settings, Face::Meta)));
+        let mut layouts: Vec<Layout> = Vec::new();
+        for settings in self.settings() {
+            let new = |layout: &Layout| !layouts.iter().any(|known| known.sandboxes() == layout.sandboxes());
+            let found: Vec<Layout> =
+                Face::ALL.map(|face| Layout::of(&settings, face)).into_iter().filter(new).collect();
+            layouts.extend(found);
+        }
         layouts.iter().map(Records::of).collect()
+    }
+}
+
+impl Node {
+    /// What the pool of a network has to know of the node.
+    ///
+    /// # Errors
+    /// As [`Sources::node`].
+    pub(super) fn identity(&self, raw: &RawIpam, network: &str) -> Result<ipam::Node, Error> {
+        let settings = self.settings().swap_remove(0);
+        let sources = Sources { name: &settings.node_name, file: &settings.node_file, subnet: Path::new(SUBNET_FILE) };
+        sources.node(raw, network)
     }
 }
 

@@ -2,6 +2,9 @@
 
 use super::Error;
 
+/// The key that lets a plugin pass over keys that it does not know.
+const IGNORE_UNKNOWN: &str = "IgnoreUnknown";
+
 /// The pairs of `CNI_ARGS` in their order.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct CniArgs(Vec<(String, String)>);
@@ -28,6 +31,20 @@ impl CniArgs {
         self.0.iter().rev().find(|(name, _)| name == key).map_or("", |(_, value)| value)
     }
 
+    /// Refuses keys that a plugin does not know, unless `IgnoreUnknown` is set.
+    ///
+    /// # Errors
+    /// [`Error::Environment`] with the words of libcni's `LoadArgs`.
+    pub fn refuse_unknown(&self, known: &[&str]) -> Result<(), Error> {
+        let is_known = |key: &str| key == IGNORE_UNKNOWN || known.contains(&key);
+        let unknown: Vec<String> =
+            self.0.iter().filter(|(key, _)| !is_known(key)).map(|(key, value)| format!("\"{key}={value}\"")).collect();
+        if unknown.is_empty() || matches!(self.get(IGNORE_UNKNOWN), "1" | "true") {
+            return Ok(());
+        }
+        Err(Error::Environment(format!("ARGS: unknown args [{}]", unknown.join(" "))))
+    }
+
     /// The same arguments with one more pair; an existing one of that key is replaced.
     #[must_use]
     pub fn with(mut self, key: &str, value: &str) -> Self {
@@ -44,8 +61,8 @@ impl CniArgs {
             pairs.retain(|(name, _)| *name != key.as_str());
             pairs.push((key.as_str(), value.as_str()));
         }
-        if !pairs.is_empty() && !pairs.iter().any(|(key, _)| *key == "IgnoreUnknown") {
-            pairs.insert(0, ("IgnoreUnknown", "1"));
+        if !pairs.is_empty() && !pairs.iter().any(|(key, _)| *key == IGNORE_UNKNOWN) {
+            pairs.insert(0, (IGNORE_UNKNOWN, "1"));
         }
         pairs.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(";")
     }
@@ -62,6 +79,18 @@ mod tests {
         assert_eq!(args.get("K8S_POD_NAME"), "b");
         assert_eq!(CniArgs::default().to_text(), "");
         assert_eq!(CniArgs::default().with("MAC", "m").to_text(), "IgnoreUnknown=1;MAC=m");
+    }
+
+    #[test]
+    fn unknown_keys_are_refused_unless_they_are_to_be_ignored() {
+        let refused = |text: &str| CniArgs::parse(text).unwrap().refuse_unknown(&["IP"]).err().map(|e| e.to_string());
+        for text in ["", "IP=10.0.0.1", "IP=10.0.0.1;A=b;IgnoreUnknown=1", "IgnoreUnknown=true;A=b", "IgnoreUnknown=0"]
+        {
+            assert_eq!(refused(text), None, "{text}");
+        }
+        let words = Some(r#"ARGS: unknown args ["A=b" "ip=c"]"#);
+        assert_eq!(refused("A=b;IgnoreUnknown=0;ip=c").as_deref(), words);
+        assert_eq!(refused("A=b;ip=c").as_deref(), words);
     }
 
     #[test]

@@ -1,7 +1,6 @@
 //! The addresses of what is attached in-process: host-local's pools, `static`, or an IPAM plugin that is executed.
 
 use ipam::{Pool, Prior, RawIpam, RawRange, Request, StaticAddresses, StaticRequest, requested_addresses};
-use serde_json::{Map, Value};
 
 use super::LOCK_PATIENCE;
 use crate::{
@@ -9,7 +8,8 @@ use crate::{
         Engine,
         record::{PoolAddresses, Record},
     },
-    cni::{CniArgs, CniResult, Dns, Error, Ip, Object, PluginList, Route, SpecVersion},
+    cni::{CniArgs, CniResult, Dns, Error, Ip, Object, PluginList, Route, ips_of_args, refuse_several_of_a_family},
+    node::Sources,
     settings::judge,
 };
 
@@ -69,7 +69,7 @@ impl Engine {
         let place = format!("\"ipam\" of the definition {network}");
         judge(&unknown, RawIpam::known_keys(), &place, self.invocation.conf.switch("strict")?)?;
         let runtime: Vec<String> = runtime_config.get("ips")?.unwrap_or_default();
-        let of_args = ips_of_args(list)?;
+        let of_args = list.plugins.first().map(|plugin| ips_of_args(&plugin.object)).transpose()?.unwrap_or_default();
         // The runtime's and the argument's addresses are the same ones, said in two ways (see `network::attachments`).
         let environment = Some(args.get("IP")).filter(|text| !text.is_empty() && runtime.is_empty());
         if kind == "static" {
@@ -79,10 +79,9 @@ impl Engine {
             return Ok(BuiltinIpam::Static(StaticAddresses::new(&raw, &request)?));
         }
         let extra: Vec<Vec<RawRange>> = runtime_config.get("ipRanges")?.unwrap_or_default();
-        let pool = Box::new(Pool::new(&list.name, &raw, &extra, &ipam::Node::default())?);
-        if list.version < SpecVersion::V0_3_0 {
-            refuse_several_of_a_family(&pool, list.version)?;
-        }
+        let node = Sources::with(&self.settings.node_name, &self.settings.node_file).node(&raw, network)?;
+        let pool = Box::new(Pool::new(&list.name, &raw, &extra, &node)?);
+        refuse_several_of_a_family(&pool, list.version)?;
         let requested = requested_addresses(environment, &of_args, &runtime)?;
         Ok(BuiltinIpam::Pool { pool, requested })
     }
@@ -97,8 +96,8 @@ impl Engine {
                     .iter()
                     .map(|ip| Ip { interface: None, address: ip.address, gateway: ip.gateway })
                     .collect(),
-                routes: given.routes.iter().map(route).collect(),
-                dns: dns(&given.dns),
+                routes: given.routes.iter().map(Route::from).collect(),
+                dns: given.dns.clone().into(),
             }),
             BuiltinIpam::Pool { pool, requested } => {
                 let owner = ipam::Owner::new(&record.call.container, &record.interface)?;
@@ -111,56 +110,11 @@ impl Engine {
                 })?;
                 let found_dns = pool.resolv_conf.as_deref().map(ipam::Dns::read).transpose()?.unwrap_or_default();
                 Ok(Addresses {
-                    ips: reserved
-                        .iter()
-                        .map(|found| Ip { interface: None, address: found.address, gateway: found.gateway })
-                        .collect(),
-                    routes: pool.routes.iter().map(route).collect(),
-                    dns: dns(&found_dns),
+                    ips: reserved.iter().map(Ip::from).collect(),
+                    routes: pool.routes.iter().map(Route::from).collect(),
+                    dns: found_dns.into(),
                 })
             }
         }
-    }
-}
-
-/// `args.cni.ips` of the first plugin.
-fn ips_of_args(list: &PluginList) -> Result<Vec<String>, Error> {
-    let Some(plugin) = list.plugins.first() else { return Ok(Vec::new()) };
-    let args = plugin.object.get::<Map<String, Value>>("args")?.unwrap_or_default();
-    match args.get("cni").and_then(|cni| cni.get("ips")) {
-        None | Some(Value::Null) => Ok(Vec::new()),
-        Some(ips) => {
-            serde_json::from_value(ips.clone()).map_err(|problem| Error::Config(format!("args.cni.ips: {problem}")))
-        }
-    }
-}
-
-/// Results below 0.3.0 have one address of each family.
-fn refuse_several_of_a_family(pool: &Pool, version: SpecVersion) -> Result<(), Error> {
-    let v6 = pool.sets.iter().filter(|set| set.is_ipv6()).count();
-    if v6 > 1 || pool.sets.len() - v6 > 1 {
-        return Err(Error::Config(format!("CNI version {version} does not support more than 1 address per family")));
-    }
-    Ok(())
-}
-
-fn route(from: &ipam::Route) -> Route {
-    Route {
-        dst: from.dst,
-        gw: from.gw,
-        mtu: from.mtu,
-        advmss: from.advmss,
-        priority: from.priority,
-        table: from.table,
-        scope: from.scope,
-    }
-}
-
-fn dns(from: &ipam::Dns) -> Dns {
-    Dns {
-        nameservers: from.nameservers.clone(),
-        domain: from.domain.clone().unwrap_or_default(),
-        search: from.search.clone(),
-        options: from.options.clone(),
     }
 }

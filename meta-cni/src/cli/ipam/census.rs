@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use ::ipam::{DEFAULT_DATA_DIR, Lease, Node as Place, Pool, RangeSet, RawIpam, Store};
+use ::ipam::{DEFAULT_DATA_DIR, Lease, Pool, RangeSet, RawIpam, Store};
 
 use crate::{
     attach::{
@@ -99,7 +99,7 @@ impl Census {
         let journals = node.journals();
         let lists = configurations(&journals)?;
         let wanted = arguments.value(NETWORK.name);
-        let given = arguments.path(CONF.name).map(|path| given_conf(&path, wanted)).transpose()?;
+        let given = arguments.path(CONF.name).map(|path| given_conf(&path, wanted, node)).transpose()?;
         let data_dir = arguments.path(DATA_DIR.name);
         if let Some(directory) = data_dir.as_ref().filter(|directory| !directory.is_dir()) {
             return Err(Failure::Failed(Error::Config(format!("there is no directory {}", directory.display()))));
@@ -114,8 +114,8 @@ impl Census {
             leases.sort();
             // What the administrator says counts, whatever was once kept under that name.
             let ranges = match &given {
-                Some(list) if list.name == network => Ranges::of([list]),
-                _ => Ranges::of(lists.iter().filter(|list| pools::of_network(list).contains(&directory))),
+                Some(list) if list.name == network => Ranges::of([list], node),
+                _ => Ranges::of(lists.iter().filter(|list| pools::of_network(list).contains(&directory)), node),
             };
             let in_place = data_dir.as_deref().is_none_or(|data_dir| directory.parent() == Some(data_dir));
             let wanted = wanted.is_none_or(|wanted| wanted == network) && in_place;
@@ -197,9 +197,9 @@ impl PoolFound {
 }
 
 impl Ranges {
-    fn of<'a>(lists: impl IntoIterator<Item = &'a PluginList>) -> Self {
+    fn of<'a>(lists: impl IntoIterator<Item = &'a PluginList>, node: &Node) -> Self {
         let mut known: Vec<Vec<RangeSet>> = Vec::new();
-        for sets in lists.into_iter().filter_map(ranges_of) {
+        for sets in lists.into_iter().filter_map(|list| ranges_of(list, node)) {
             if !known.contains(&sets) {
                 known.push(sets);
             }
@@ -213,22 +213,22 @@ impl Ranges {
 }
 
 /// The ranges of a configuration, unless the runtime may add some of its own.
-fn ranges_of(list: &PluginList) -> Option<Vec<RangeSet>> {
+fn ranges_of(list: &PluginList, node: &Node) -> Option<Vec<RangeSet>> {
     list.plugins.iter().find_map(|plugin| {
         let raw: RawIpam = plugin.object.get("ipam").ok().flatten()?;
         let from_outside = plugin.capabilities().ok()?.contains("ipRanges");
-        let pool = Pool::new(&list.name, &raw, &[], &Place::default()).ok()?;
+        let pool = Pool::new(&list.name, &raw, &[], &node.identity(&raw, &list.name).ok()?).ok()?;
         (!from_outside).then_some(pool.sets)
     })
 }
 
 /// The configuration that the command line names; a definition's need not have a name.
-fn given_conf(path: &Path, network: Option<&str>) -> Result<PluginList, Error> {
+fn given_conf(path: &Path, network: Option<&str>, node: &Node) -> Result<PluginList, Error> {
     let text = std::fs::read(path).map_err(|source| Error::io("read", path.display(), source))?;
     let object = Object::parse(&path.display().to_string(), &text)?;
     let list =
         PluginList::from_object(object, network).map_err(|error| error.of_network(path.display().to_string()))?;
-    match ranges_of(&list) {
+    match ranges_of(&list, node) {
         Some(_) => Ok(list),
         None => Err(Error::Config(format!("{} says no ranges of host-local's", path.display()))),
     }

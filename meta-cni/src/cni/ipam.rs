@@ -1,0 +1,63 @@
+//! host-local's terms in CNI's: what a configuration says beside its `ipam` object, and what a result says of a pool.
+
+use ipam::{Pool, Reservation};
+use serde_json::{Map, Value};
+
+use super::{Dns, Error, Ip, Object, Route, SpecVersion};
+
+/// The addresses of `args.cni.ips`.
+///
+/// # Errors
+/// [`Error::Config`] if that is no list of texts.
+pub fn ips_of_args(conf: &Object) -> Result<Vec<String>, Error> {
+    let args = conf.get::<Map<String, Value>>("args")?.unwrap_or_default();
+    match args.get("cni").and_then(|cni| cni.get("ips")) {
+        None | Some(Value::Null) => Ok(Vec::new()),
+        Some(ips) => {
+            serde_json::from_value(ips.clone()).map_err(|problem| Error::Config(format!("args.cni.ips: {problem}")))
+        }
+    }
+}
+
+/// Results below 0.3.0 have one address of each family.
+///
+/// # Errors
+/// [`Error::Config`] with host-local's text.
+pub fn refuse_several_of_a_family(pool: &Pool, version: SpecVersion) -> Result<(), Error> {
+    let v6 = pool.sets.iter().filter(|set| set.is_ipv6()).count();
+    if version < SpecVersion::V0_3_0 && (v6 > 1 || pool.sets.len() - v6 > 1) {
+        return Err(Error::Config(format!("CNI version {version} does not support more than 1 address per family")));
+    }
+    Ok(())
+}
+
+impl From<&Reservation> for Ip {
+    fn from(from: &Reservation) -> Self {
+        Self { interface: None, address: from.address, gateway: from.gateway }
+    }
+}
+
+impl From<&ipam::Route> for Route {
+    fn from(from: &ipam::Route) -> Self {
+        Self {
+            dst: from.dst,
+            gw: from.gw,
+            mtu: from.mtu,
+            advmss: from.advmss,
+            priority: from.priority,
+            table: from.table,
+            scope: from.scope,
+        }
+    }
+}
+
+impl From<ipam::Dns> for Dns {
+    fn from(from: ipam::Dns) -> Self {
+        Self {
+            nameservers: from.nameservers,
+            domain: from.domain.unwrap_or_default(),
+            search: from.search,
+            options: from.options,
+        }
+    }
+}

@@ -1,0 +1,9 @@
+//! The drop-in `host-local`: our binary under that name, as a plugin calls it, beside the reference plugin and in its place.
+
+#![allow(clippy::unwrap_used, reason = "a test panics where it is wrong")]
+
+#[path = "../harness/mod.rs"]
+mod harness;
+
+mod bed;
+mod protocol;

@@ -6,4 +6,5 @@
 mod harness;
 
 mod bed;
+mod commands;
 mod protocol;

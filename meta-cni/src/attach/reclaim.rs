@@ -239,6 +239,35 @@ impl Engine {
         Ok(listed.into_iter().filter(|container| is_host_locals(container) == Some(true)).collect())
     }
 
+    /// Has the primary network give back a lease, if the pool is one of its own, for somebody who knows that the container
+    /// is dead: all that is left of the container is undone. None if the pool is not the primary's; else whether the
+    /// address is free now.
+    ///
+    /// # Errors
+    /// [`Error::TryLater`] if a namespace of the container lives after all; what its plugins said.
+    pub async fn give_back_of_primary(&mut self, pool: &Path, lease: &Lease) -> Result<Option<bool>, Error> {
+        let Some(primary) = self.primary(&self.cluster).await.filter(|primary| primary.pools.contains(pool)) else {
+            return Ok(None);
+        };
+        let container = lease.container.clone().unwrap_or_default();
+        self.layout.create()?;
+        self.lock(&container).await?;
+        let entries = self.records.of_container(&container)?;
+        for entry in &entries {
+            if let Entry::Good(record) = entry
+                && let Some(path) = self.live_netns(record, "")?
+            {
+                return Err(Error::TryLater(format!("{} lives by now, in {path}", record.title())));
+            }
+        }
+        let leases = [(pool.to_owned(), lease.clone())];
+        let outcome = self.detach_entries(&primary, &container, entries, &leases).await;
+        if self.records.of_container(&container)?.is_empty() {
+            self.remove_lock(&container);
+        }
+        outcome.map(|count| Some(count > 0))
+    }
+
     /// Has the primary's chain undo a container that did not outlive the boot, under the lock of that sandbox: a DEL of the
     /// runtime's may be at work there. Gives the number of addresses that are free now.
     async fn detach_dead(
@@ -269,6 +298,18 @@ impl Engine {
             return Ok(0);
         }
         tracing::warn!(container, addresses = leases.len(), "a container did not outlive the boot: detaching it");
+        self.detach_entries(primary, container, entries, leases).await
+    }
+
+    /// Undoes what is recorded of a dead container, and has the primary's plugins undo the rest. Gives the number of
+    /// addresses that are free now.
+    async fn detach_entries(
+        &self,
+        primary: &Primary,
+        container: &str,
+        entries: Vec<Entry>,
+        leases: &[(PathBuf, Lease)],
+    ) -> Result<usize, Error> {
         if let Some(error) = Error::join(self.undo_entries(entries, "").await) {
             return Err(error);
         }

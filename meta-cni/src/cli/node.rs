@@ -7,9 +7,10 @@ use ipam::RawIpam;
 
 use super::{Arguments, NET_DIR};
 use crate::{
-    attach::record::Records,
-    cni::{Error, Object, files_in},
+    attach::{Engine, record::Records},
+    cni::{CniArgs, Command, Error, Invocation, Object, files_in},
     face::Face,
+    log,
     node::{Layout, SUBNET_FILE, Sources},
     settings::Settings,
 };
@@ -52,9 +53,27 @@ impl Node {
         }
         layouts.iter().map(Records::of).collect()
     }
-}
 
-impl Node {
+    /// The engine as the runtime's configuration sets it up; none if there is no such configuration.
+    ///
+    /// # Errors
+    /// As [`Settings::read`] and [`Engine::new`].
+    pub(super) fn engine(&self) -> Result<Option<Engine>, Error> {
+        let Some(conf) = self.confs.first() else { return Ok(None) };
+        let settings = Settings::read(conf)?;
+        log::start_at_best(&settings);
+        let invocation = Invocation {
+            command: Command::Gc,
+            container: String::new(),
+            netns: String::new(),
+            if_name: String::new(),
+            args: CniArgs::default(),
+            path: Vec::new(),
+            conf: conf.clone(),
+        };
+        Engine::new(Face::Meta, invocation, settings).map(Some)
+    }
+
     /// What the pool of a network has to know of the node.
     ///
     /// # Errors

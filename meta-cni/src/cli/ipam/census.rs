@@ -185,12 +185,16 @@ impl PoolFound {
         sets.iter().flat_map(RangeSet::ranges).any(|range| range.gives(address))
     }
 
+    /// How many addresses somebody has. An orphan is free: whoever comes to it takes it.
+    pub(super) fn used(&self) -> usize {
+        self.leases.iter().filter(|lease| lease.container.is_some()).count()
+    }
+
     /// How many addresses nobody has; none where the ranges are not known.
     pub(super) fn free(&self) -> Option<u128> {
         let Ranges::Known(sets) = &self.ranges else { return None };
         let capacity = sets.iter().flat_map(RangeSet::ranges).map(::ipam::IpRange::capacity);
         let capacity = capacity.fold(0_u128, u128::saturating_add);
-        // An orphan is free: whoever comes to it takes it.
         let used = self.leases.iter().filter(|lease| lease.container.is_some() && self.gives(lease.address)).count();
         Some(capacity.saturating_sub(used.try_into().unwrap_or(u128::MAX)))
     }

@@ -107,7 +107,7 @@ impl Listing {
 
     fn to_table(&self, all: bool) -> String {
         let mut text =
-            format!("{}, {}{}\n", number(self.pools.len(), "pool", "pools"), used(self.used), in_states(&self.states));
+            format!("{}, {}\n", number(self.pools.len(), "pool", "pools"), leases(&self.states));
         for path in &self.torn_records {
             text += &format!("note: the record {} cannot be read, whatever it claims\n", path.display());
         }
@@ -132,7 +132,7 @@ impl PoolView {
                 Ranges::Several | Ranges::Unknown => None,
             },
             ranges_differ: pool.ranges == Ranges::Several,
-            used: pool.leases.len(),
+            used: pool.used(),
             free: pool.free(),
             states,
             leases: judged.into_iter().map(|(_, lease)| lease).collect(),
@@ -146,11 +146,11 @@ impl PoolView {
             (None, false) => "its ranges are not known (--conf FILE tells them)".to_owned(),
         };
         let mut text = format!(
-            "{} ({}): {}{}; {free}\n",
+            "{} ({}): {}; {} used, {free}\n",
             self.network,
             self.directory.display(),
-            used(self.used),
-            in_states(&self.states)
+            leases(&self.states),
+            self.used
         );
         for (index, set) in self.range_sets.iter().flatten().enumerate() {
             for range in set {
@@ -161,13 +161,13 @@ impl PoolView {
                 );
             }
         }
-        let shown = |lease: &&LeaseView| all || self.used <= MANY || lease.state != Standing::Live.as_str();
+        let shown = |lease: &&LeaseView| all || self.leases.len() <= MANY || lease.state != Standing::Live.as_str();
         let rows: Vec<_> = self.leases.iter().filter(shown).map(LeaseView::row).collect();
         if !rows.is_empty() {
             let head = ["ADDRESS", "STATE", "POD", "INTERFACE", "CONTAINER", "NAMESPACE"];
             text += &table("  ", head, &rows);
         }
-        if let hidden @ 1.. = self.used - rows.len() {
+        if let hidden @ 1.. = self.leases.len() - rows.len() {
             text += &format!("  {hidden} live ones are not shown (--all shows them)\n");
         }
         text
@@ -233,17 +233,14 @@ fn zeroes() -> BTreeMap<&'static str, usize> {
     Standing::ALL.map(|standing| (standing.as_str(), 0)).into()
 }
 
-fn in_states(states: &BTreeMap<&'static str, usize>) -> String {
+fn leases(states: &BTreeMap<&'static str, usize>) -> String {
+    let all = number(states.values().sum(), "lease", "leases");
     let some = Standing::ALL.map(Standing::as_str).into_iter().filter_map(|state| {
         let number = states.get(state).copied().unwrap_or_default();
         (number > 0).then(|| format!("{number} {state}"))
     });
     let some: Vec<String> = some.collect();
-    if some.is_empty() { String::new() } else { format!(" ({})", some.join(", ")) }
-}
-
-fn used(number: usize) -> String {
-    format!("{number} used")
+    if some.is_empty() { all } else { format!("{all} ({})", some.join(", ")) }
 }
 
 fn number(number: usize, one: &str, many: &str) -> String {

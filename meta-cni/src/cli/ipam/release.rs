@@ -1,15 +1,18 @@
 //! `ipam release`: giving back an address whose holder is gone.
 
-use std::{net::IpAddr, path::PathBuf};
+use std::{
+    net::IpAddr,
+    path::{Path, PathBuf},
+};
 
 use ::ipam::Lease;
 use serde::Serialize;
 
 use super::census::{Census, PoolFound, Standing};
 use crate::{
-    attach::living::Verdict,
+    attach::{living::Verdict, pools::FLANNEL_DIRECTORY},
     cli::{Answer, Arguments, Failure, Form, node::Node},
-    cni::Error,
+    cni::{Error, Object},
 };
 
 /// What `--help` says.
@@ -38,15 +41,13 @@ pub(in crate::cli) async fn release(arguments: &Arguments) -> Result<Answer, Fai
     let text = arguments.operand(0);
     let address: IpAddr = text.parse().map_err(|_| Failure::Usage(format!("\"{text}\" is no IP address")))?;
     let address = address.to_canonical();
-    let census = Census::take(arguments, &Node::find(arguments)).await?;
+    let node = Node::find(arguments);
+    let census = Census::take(arguments, &node).await?;
     let (pool, lease) = only(&census, address)?;
     let (standing, verdict) = census.judge(pool, lease);
     refuse(&census, pool, lease, standing, verdict.as_ref())?;
-    // Once more under the pool's lock: somebody else may have been given it meanwhile.
-    let released = pool.store().reclaim(std::slice::from_ref(lease))?;
-    if released.is_empty() {
-        return Err(refusal(format!("{address} has changed hands meanwhile and is left alone")));
-    }
+    let primary = verdict.as_ref().and_then(|verdict| verdict.claim).is_some_and(|claim| claim.primary);
+    give_back(&node, pool, lease, primary).await?;
     let report = Report {
         network: pool.network.clone(),
         directory: pool.directory.clone(),
@@ -72,6 +73,48 @@ impl Report {
             self.state
         )
     }
+}
+
+/// Gives a lease back by the way of its network: the primary's own plugins, or the pool's file.
+async fn give_back(node: &Node, pool: &PoolFound, lease: &Lease, of_primary: bool) -> Result<(), Failure> {
+    let address = lease.address;
+    let by_flannel = lease.container.as_ref().is_some_and(|container| is_of_flannel(pool, container));
+    if lease.container.is_some() {
+        let given_back = match node.engine()? {
+            Some(mut engine) => engine.give_back_of_primary(&pool.directory, lease).await?,
+            None => None,
+        };
+        match given_back {
+            Some(true) => return Ok(()),
+            Some(false) => {
+                return Err(refusal(format!(
+                    "the plugins of the primary network {} were told that its container is gone, and keep {address}",
+                    pool.network
+                )));
+            }
+            None if of_primary || by_flannel => {
+                return Err(refusal(format!(
+                    "{address} of {} is the primary network's, whose own plugins have to give it back, and there is no \
+                     configuration of meta-cni for it in {}: say where it is (--net-dir DIR)",
+                    pool.network,
+                    node.net_dir.display()
+                )));
+            }
+            None => {}
+        }
+    }
+    // Once more under the pool's lock: somebody else may have been given it meanwhile.
+    if pool.store().reclaim(std::slice::from_ref(lease))?.is_empty() {
+        return Err(refusal(format!("{address} has changed hands meanwhile and is left alone")));
+    }
+    Ok(())
+}
+
+/// Whether Flannel's plugin has a file of the container that names this network.
+fn is_of_flannel(pool: &PoolFound, container: &str) -> bool {
+    let text = std::fs::read(Path::new(FLANNEL_DIRECTORY).join(container)).unwrap_or_default();
+    let told = Object::parse("Flannel's file", &text).and_then(|object| object.text("name"));
+    told.is_ok_and(|name| name == pool.network)
 }
 
 /// The one lease of an address.

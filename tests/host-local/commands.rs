@@ -329,7 +329,7 @@ fn all_namespaces_are_looked_at_once_however_many_leases_there_are() {
     let (_, few) = entered();
     assert!(few > 0);
     for number in 1..=5000 {
-        plant("net-a", &format!("10.11.{}.{}", number / 250, number % 250), &format!("x{number}\r\nnet1"));
+        plant("net-a", &format!("10.11.{}.{}", number / 250, number % 250), &format!("dead{number:04}\r\nnet1"));
     }
     let (text, many) = entered();
     assert_eq!(many, few);

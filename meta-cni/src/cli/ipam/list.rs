@@ -106,8 +106,7 @@ impl Listing {
     }
 
     fn to_table(&self, all: bool) -> String {
-        let mut text =
-            format!("{}, {}\n", number(self.pools.len(), "pool", "pools"), leases(&self.states));
+        let mut text = format!("{}, {}\n", number(self.pools.len(), "pool", "pools"), leases(&self.states));
         for path in &self.torn_records {
             text += &format!("note: the record {} cannot be read, whatever it claims\n", path.display());
         }

@@ -136,3 +136,81 @@ pub(crate) fn common(start: IpAddr, end: IpAddr, (first, last): (u128, u128)) ->
     let cut = (to_number(start).max(first), to_number(end).min(last));
     (cut.0 <= cut.1).then_some(cut)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_star_is_any_text_and_a_question_mark_one_character() {
+        for (pattern, text) in [
+            ("*", ""),
+            ("*", "worker-1"),
+            ("worker-*", "worker-"),
+            ("w*r-?", "worker-1"),
+            ("*-1", "a-1-1"),
+            ("*a*b*", "xaxbxabx"),
+            ("r?ck", "röck"),
+            ("", ""),
+            ("a**", "a"),
+        ] {
+            assert!(matches(pattern, text), "{pattern} {text}");
+        }
+        for (pattern, text) in [
+            ("worker-?", "worker-"),
+            ("worker-1", "worker-10"),
+            ("", "a"),
+            ("*-1", "a-1-2"),
+            ("W*", "worker"),
+            ("?", ""),
+        ] {
+            assert!(!matches(pattern, text), "{pattern} {text}");
+        }
+        // Tried one way after the other this would take longer than the universe is old.
+        assert!(!matches(&"*a".repeat(40), &"a".repeat(39).repeat(20).replace('a', "ab")));
+    }
+
+    fn part(network: &str, range: &str, subnet: &str) -> String {
+        let subnet: IpNet = subnet.parse().unwrap();
+        let (first, last) = Slice::new(network, range).unwrap().part(0, &subnet).unwrap();
+        let address = |number| crate::address::of_number(number, subnet.addr());
+        format!("{}-{}", address(first), address(last))
+    }
+
+    #[test]
+    fn the_node_has_the_same_place_in_every_subnet() {
+        let (all, third) = ("10.244.0.0/16", "10.244.3.1/24");
+        for (subnet, expected) in [
+            ("10.244.0.0/16", "10.244.3.0-10.244.3.255"),
+            ("192.0.0.0/24", "192.0.0.3-192.0.0.3"),
+            ("192.0.0.0/20", "192.0.0.48-192.0.0.63"),
+            ("fd00::/64", "fd00::300:0:0:0-fd00::3ff:ffff:ffff:ffff"),
+        ] {
+            assert_eq!(part(all, third, subnet), expected, "{subnet}");
+        }
+        assert_eq!(part("fd00::/48", "fd00:0:0:ffff::/64", "10.0.0.0/8"), "10.255.255.0-10.255.255.255");
+        assert_eq!(part("10.0.0.0/8", "10.1.2.3/8", "0.0.0.0/0"), "0.0.0.0-255.255.255.255", "one node alone");
+        assert_eq!(part("::/0", "::/0", "::/0"), "::-ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff", "one node alone");
+        assert_eq!(part("::/0", "8000::/1", "::/0"), "8000::-ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff");
+        assert_eq!(part("::/0", "::7/128", "::/0"), "::7-::7");
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        let problem = |network, range| match Slice::new(network, range) {
+            Err(Error::PodRange { problem, .. }) => problem,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(problem("10.0.0.0", "10.0.0.0/24"), "the network is no ADDRESS/PREFIX");
+        assert_eq!(problem("10.0.0.0/8", ""), "the range is no ADDRESS/PREFIX");
+        for range in ["10.1.0.0/15", "192.0.2.0/24", "fd00::/64"] {
+            assert_eq!(problem("10.0.0.0/16", range), "the range is no part of the network", "{range}");
+        }
+        let subnet: IpNet = "10.0.0.0/25".parse().unwrap();
+        let error = Slice::new("10.244.0.0/16", "10.244.3.1/24").unwrap().part(2, &subnet).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "invalid range set 2: sliceByNode: 10.0.0.0/25 cannot be divided among 2^8 nodes: use a larger network"
+        );
+    }
+}

@@ -103,7 +103,10 @@ fn an_exhausted_set_fails_the_whole_and_leaves_nothing() {
     get(&pool, "c1", &[]);
     let before = files(&pool);
     let error = ask(&pool, "c2", &[]).unwrap_err();
-    assert!(matches!(&error, Error::Exhausted { set: 1, ranges } if ranges == "10.1.0.1-10.1.0.2"), "{error}");
+    assert!(
+        matches!(&error, Error::Exhausted { set: 1, ranges, withheld: None } if ranges == "10.1.0.1-10.1.0.2"),
+        "{error}"
+    );
     assert_eq!(
         error.to_string(),
         "failed to allocate for range 1: no IP addresses available in range set: 10.1.0.1-10.1.0.2"

@@ -1,6 +1,6 @@
 //! ADD: record, act, record; all or nothing.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use sandbox::{IfName, Netns, Rtnl, set_default_route};
 use serde_json::Value;
@@ -8,15 +8,14 @@ use tokio::time::{Instant, timeout};
 
 use super::{
     Engine,
-    builtin::Announcements,
-    open_netns, pools,
-    reclaim::is_exhausted,
+    builtin::{Addresses, Announcements},
+    open_netns,
     record::{Call, Entry, Record, Stage, new_record},
     request::Request,
 };
 use crate::{
     cluster::{PodName, Written},
-    cni::{CniResult, Error, PluginList, Scene, chain},
+    cni::{CniResult, Error, chain},
     face::Face,
     network::{
         Attachment,
@@ -27,10 +26,30 @@ use crate::{
 /// How long a pod with the primary network alone waits for its status to be written.
 const PLAIN_STATUS_LIMIT: Duration = Duration::from_secs(1);
 
-/// An attachment that was made.
+/// An attachment that was made, or is about to be.
 pub(super) struct Made {
     pub(super) record: Record,
     pub(super) result: CniResult,
+    /// What a pool gave for it before it was made.
+    pub(super) reserved: Addresses,
+}
+
+impl Made {
+    /// One of which only the record is there.
+    pub(super) fn new(record: Record) -> Self {
+        Self { record, result: CniResult::default(), reserved: Addresses::default() }
+    }
+}
+
+/// Attachments with a record, and addresses, that are not made yet: by their place.
+pub(super) type Begun = BTreeMap<usize, Made>;
+
+/// What was made so far, in order; and what is only begun.
+#[derive(Default)]
+struct Progress {
+    made: Vec<Made>,
+    begun: Begun,
+    announcements: Announcements,
 }
 
 impl Engine {
@@ -59,12 +78,14 @@ impl Engine {
     async fn add_locked(&self, netns: &Netns) -> Result<Value, Error> {
         let others = self.settle_earlier_attempts().await?;
         let request = self.request(&others).await?;
-        let (mut made, mut announcements) = (Vec::new(), Announcements::default());
-        let outcome = self.attach_all(&request, netns, &mut made, &mut announcements).await;
+        let mut progress = Progress::default();
+        let outcome = self.attach_all(&request, netns, &mut progress).await;
         match outcome {
             Ok(value) => Ok(value),
             Err(error) => {
+                let Progress { mut made, begun, announcements } = progress;
                 announcements.stop().await;
+                made.extend(begun.into_values());
                 let left = self.roll_back(made).await;
                 Err(if left.is_empty() { error } else { Error::Several(std::iter::once(error).chain(left).collect()) })
             }
@@ -99,17 +120,15 @@ impl Engine {
         Ok(others)
     }
 
-    async fn attach_all(
-        &self,
-        request: &Request,
-        netns: &Netns,
-        made: &mut Vec<Made>,
-        announcements: &mut Announcements,
-    ) -> Result<Value, Error> {
+    async fn attach_all(&self, request: &Request, netns: &Netns, progress: &mut Progress) -> Result<Value, Error> {
         let call = self.call()?;
+        let Progress { made, begun, announcements } = progress;
+        self.reserve_addresses(&call, &request.attachments, (request.pod.as_ref(), netns), begun).await?;
         for (position, attachment) in request.attachments.iter().enumerate() {
-            let record = self.begin(&call, position, attachment, request.pod.as_ref(), netns)?;
-            made.push(Made { record, result: CniResult::default() });
+            made.push(match begun.remove(&position) {
+                Some(begun) => begun,
+                None => Made::new(self.begin(&call, position, attachment, request.pod.as_ref(), netns)?),
+            });
             if let Some(last) = made.last_mut() {
                 let attaching = self.attach(attachment, netns, last, announcements);
                 attaching.await.map_err(|error| error.of_network(attachment.title()))?;
@@ -162,7 +181,8 @@ impl Engine {
         let builtin = attachment.is_builtin(&self.settings);
         let record = &mut made.record;
         let (from, previous) = if builtin {
-            let result = self.add_builtin(record, &list, netns, announcements).await?;
+            let reserved = std::mem::take(&mut made.reserved);
+            let result = self.add_builtin((record, reserved), &list, netns, announcements).await?;
             let value = result.to_json(list.version)?;
             record.result = value.clone();
             self.records.write(record, false)?;
@@ -182,19 +202,6 @@ impl Engine {
         self.records.write(record, !builtin)?;
         made.result = result;
         Ok(())
-    }
-
-    /// Once more for a chain that found no address, if an earlier boot left some that nobody has.
-    async fn add_again(&self, list: &PluginList, error: Error, scene: &Scene) -> Result<(Value, CniResult), Error> {
-        if !is_exhausted(&error) || !self.reclaim_for(&pools::of_network(list)).await {
-            return Err(error);
-        }
-        tracing::warn!(network = list.name, "addresses that an earlier boot left are free again: attaching once more");
-        // What the plugins before the one that failed made; and a runtime does not ADD twice without it.
-        if let Err(left) = chain::del(list, 0, None, scene, false).await {
-            return Err(Error::Several(vec![error, left]));
-        }
-        chain::add(list, 0, None, scene).await
     }
 
     /// Gives the pod's default route to the networks that the pod chose for it, and takes it out of the other results.
@@ -221,7 +228,7 @@ impl Engine {
             for gateway in &attachment.default_route {
                 move_default_route(made, at, *gateway);
             }
-            let Made { record, result } = &mut made[at];
+            let Made { record, result, .. } = &mut made[at];
             record.result = result.to_json(self.records.conf(record)?.version)?;
             self.records.write(record, false)?;
         }

@@ -6,6 +6,7 @@ pub mod pools;
 pub mod record;
 
 mod add;
+mod again;
 mod alone;
 mod builtin;
 mod check;

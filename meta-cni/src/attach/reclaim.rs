@@ -30,17 +30,10 @@ use crate::{
     node::BootLists,
 };
 
-/// What host-local says when a pool has no address left.
-const EXHAUSTED: &str = "no IP addresses available in range set";
 /// How long an ADD that found its pool exhausted goes on to have dead containers detached, once it has an address.
 const LONG_ENOUGH: Duration = Duration::from_secs(5);
 /// The IPAM plugin whose files the pools are.
 const HOST_LOCAL: &str = "host-local";
-
-/// Whether an error says that a pool has no address left.
-pub(super) fn is_exhausted(error: &Error) -> bool {
-    error.to_string().contains(EXHAUSTED)
-}
 
 /// Which pools are looked at.
 enum Scope<'a> {
@@ -310,25 +303,33 @@ impl Engine {
         entries: Vec<Entry>,
         leases: &[(PathBuf, Lease)],
     ) -> Result<usize, Error> {
-        if let Some(error) = Error::join(self.undo_entries(entries, "").await) {
-            return Err(error);
-        }
+        let mut errors = self.undo_entries(entries, "").await;
         let has_file = || primary.scratch.as_ref().is_some_and(|scratch| scratch.join(container).exists());
         let interfaces: BTreeSet<&str> = leases.iter().filter_map(|(_, lease)| lease.interface.as_deref()).collect();
         let interfaces = if interfaces.is_empty() { BTreeSet::from(["eth0"]) } else { interfaces };
         for interface in interfaces {
             let scene = self.scene_of_dead(container, interface);
             if has_file() || !still_held(leases)?.is_empty() {
-                chain::del(&primary.list, 0, None, &scene, true).await?;
+                errors.extend(chain::del(&primary.list, 0, None, &scene, true).await.err());
             }
         }
         for (pool, lease) in still_held(leases)? {
-            self.release_by_ipam(primary, container, pool, lease).await?;
+            errors.extend(self.release_by_ipam(primary, container, pool, lease).await.err());
         }
-        Ok(leases.len() - still_held(leases)?.len())
+        let left = still_held(leases)?.len();
+        match Error::join(errors) {
+            Some(error) if left > 0 => return Err(error),
+            // A file of Flannel's that is torn stays, and with it this: its plugin alone may remove it, and cannot.
+            Some(error) => {
+                tracing::warn!(container, %error, "the addresses of a dead container are free, the rest is not undone")
+            }
+            None => {}
+        }
+        Ok(leases.len() - left)
     }
 
-    /// Flannel's plugin does nothing for a container whose file is lost, and so its IPAM plugin is not asked: it is now.
+    /// Flannel's plugin does nothing for a container whose file is lost or torn, and so its IPAM plugin is not asked: it is
+    /// now.
     async fn release_by_ipam(
         &self,
         primary: &Primary,

@@ -133,6 +133,15 @@ impl Error {
         Self::Network { network: network.into(), source: Box::new(self) }
     }
 
+    /// The same error without the network.
+    #[must_use]
+    pub fn without_network(self) -> Self {
+        match self {
+            Self::Network { source, .. } => *source,
+            other => other,
+        }
+    }
+
     /// One error for a list that is not empty; nothing for an empty one.
     #[must_use]
     pub fn join(mut errors: Vec<Error>) -> Option<Self> {
@@ -284,6 +293,8 @@ fn address_code(error: &ipam::Error) -> u32 {
         | E::Taken { .. }
         | E::Duplicate { .. }
         | E::Exhausted { .. }
+        | E::Withheld { .. }
+        | E::SeveralPools { .. }
         | E::Unserved { .. }
         | E::NotGivenBack { .. } => 102,
         E::LockTimeout { .. } => 11,

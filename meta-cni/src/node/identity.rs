@@ -142,3 +142,88 @@ impl<'a> Sources<'a> {
         Err(last.map_or_else(|| Error::Config(format!("{path} names no network")), Error::from))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is read for a pool, of a file and of Flannel's; `None` is no file.
+    fn node(ipam: &str, name: &str, file: Option<&str>, subnet: Option<&str>) -> Result<Node, Error> {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = [dir.path().join("node.json"), dir.path().join("subnet.env")];
+        for (path, text) in paths.iter().zip([file, subnet]) {
+            text.into_iter().for_each(|text| fs::write(path, text).unwrap());
+        }
+        let raw = serde_json::from_str(ipam).unwrap();
+        Sources { name, file: &paths[0], subnet: &paths[1] }.node(&raw, "net-a")
+    }
+
+    const BY_NAME: &str = r#"{"rangesByNode":[{"node":"a"},{"node":"b"}]}"#;
+    const BY_LABEL: &str = r#"{"rangesByNode":[{"labels":{"rack":"1"}},{"node":"*"}]}"#;
+    const SLICE: &str = r#"{"sliceByNode":true}"#;
+
+    fn config(outcome: Result<Node, Error>) -> String {
+        match outcome {
+            Err(Error::Config(text)) => text,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_pool_that_is_the_same_everywhere_needs_no_file() {
+        assert_eq!(node(r#"{"subnet":"x","sliceByNode":false}"#, "w1", Some("{"), None).unwrap(), Node::default());
+    }
+
+    #[test]
+    fn the_configurations_name_beats_the_files() {
+        let file = Some(r#"{"Name":"of-file","labels":{"rack":"1"}}"#);
+        assert_eq!(node(BY_NAME, "", file, None).unwrap().name, "of-file");
+        let found = node(BY_NAME, "of-conf", file, None).unwrap();
+        assert_eq!((found.name.as_str(), found.labels["rack"].as_str()), ("of-conf", "1"));
+        assert_eq!(node(BY_NAME, "of-conf", None, None).unwrap().name, "of-conf", "no label is asked for");
+    }
+
+    #[test]
+    fn what_is_asked_for_and_not_written_is_an_error() {
+        let text = config(node(BY_NAME, "", None, None));
+        assert!(text.contains("net-a asks for the node's name") && text.contains("node.json does not exist"), "{text}");
+        let text = config(node(BY_NAME, "", Some(r#"{"labels":{}}"#), None));
+        assert!(text.contains("name") && text.contains("does not have it"), "{text}");
+        // Without labels the entry of some would not fit, and a later one for all nodes would, unnoticed.
+        let text = config(node(BY_LABEL, "w1", None, None));
+        assert!(text.contains("labels") && text.contains("does not exist"), "{text}");
+        assert!(config(node(BY_LABEL, "w1", Some(r#"{"name":"w1"}"#), None)).contains("does not have it"));
+        assert_eq!(node(BY_LABEL, "w1", Some(r#"{"labels":{}}"#), None).unwrap().labels.len(), 0);
+        assert!(config(node(BY_NAME, "w1", Some(r#"{"labels":[]}"#), None)).contains("node.json: \"labels\""));
+        assert!(
+            matches!(node(BY_NAME, "w1", Some("{"), None), Err(Error::Decode { what, .. }) if what.contains("node.json"))
+        );
+    }
+
+    #[test]
+    fn the_pod_range_is_the_files_or_flannels() {
+        let slice = |network, range| Some(Slice::new(network, range).unwrap());
+        let flannel = Some("FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.7.1/24\nFLANNEL_MTU=1450\n");
+        let found = |file, subnet| node(SLICE, "", file, subnet).unwrap().slice;
+        assert_eq!(found(None, flannel), slice("10.244.0.0/16", "10.244.7.0/24"));
+        let file = Some(r#"{"podNetwork":"10.0.0.0/8","podRange":"10.9.0.0/16"}"#);
+        assert_eq!(found(file, flannel), slice("10.0.0.0/8", "10.9.0.0/16"));
+        let several = Some("FLANNEL_NETWORK=10.1.0.0/16,10.244.0.0/16\nFLANNEL_SUBNET=10.244.7.1/24\n");
+        assert_eq!(found(Some("{}"), several), slice("10.244.0.0/16", "10.244.7.0/24"));
+        let v6 = Some("FLANNEL_NETWORK=\nFLANNEL_IPV6_NETWORK=fd00::/48\nFLANNEL_IPV6_SUBNET=fd00:0:0:7::1/64\n");
+        assert_eq!(found(None, v6), slice("fd00::/48", "fd00:0:0:7::/64"));
+    }
+
+    #[test]
+    fn without_a_pod_range_nothing_is_guessed() {
+        let text = match node(SLICE, "w1", Some("{}"), None) {
+            Err(Error::TryLater(text)) => text,
+            other => panic!("{other:?}"),
+        };
+        assert!(text.contains("net-a") && text.contains("subnet.env") && text.contains("podRange"), "{text}");
+        assert!(config(node(SLICE, "", Some(r#"{"podRange":"10.9.0.0/16"}"#), None)).contains("belong together"));
+        assert!(config(node(SLICE, "", None, Some("FLANNEL_SUBNET=10.244.7.1/24\n"))).contains("does not have both"));
+        let wrong = node(SLICE, "", None, Some("FLANNEL_NETWORK=10.1.0.0/16\nFLANNEL_SUBNET=10.244.7.1/24\n"));
+        assert!(matches!(wrong, Err(Error::Address(error)) if error.to_string().contains("no part of the network")));
+    }
+}

@@ -1,13 +1,10 @@
 //! The addresses of what is attached in-process: host-local's pools, `static`, or an IPAM plugin that is executed.
 
-use ipam::{Pool, Prior, RawIpam, RawRange, Request, StaticAddresses, StaticRequest, requested_addresses};
+use ipam::{Pool, RawIpam, RawRange, Reservation, StaticAddresses, StaticRequest, Store, requested_addresses};
 
 use super::LOCK_PATIENCE;
 use crate::{
-    attach::{
-        Engine,
-        record::{PoolAddresses, Record},
-    },
+    attach::Engine,
     cni::{CniArgs, CniResult, Dns, Error, Ip, Object, PluginList, Route, ips_of_args, refuse_several_of_a_family},
     node::Sources,
     settings::judge,
@@ -25,9 +22,19 @@ pub(super) enum BuiltinIpam {
     Executed(String),
 }
 
+/// To whom the addresses of an attachment are given back.
+pub(super) enum Giver {
+    /// There are none, or nobody keeps them.
+    Nobody,
+    /// A pool in host-local's store.
+    Pool(Store),
+    /// A plugin.
+    Executed(String),
+}
+
 /// Addresses, routes and name servers of an attachment.
 #[derive(Debug, Default)]
-pub(super) struct Addresses {
+pub(in crate::attach) struct Addresses {
     pub(super) ips: Vec<Ip>,
     pub(super) routes: Vec<Route>,
     pub(super) dns: Dns,
@@ -49,21 +56,8 @@ impl Engine {
         args: &CniArgs,
         network: &str,
     ) -> Result<BuiltinIpam, Error> {
-        let Some(object) = list.plugins.first().and_then(|plugin| plugin.object.raw("ipam")) else {
-            return Ok(BuiltinIpam::None);
-        };
-        let wrong = |problem: serde_json::Error| {
-            Error::Config(format!("\"ipam\" of {network} is not what it should be: {problem}"))
-        };
-        let named: Object = serde_json::from_str(object.get()).map_err(wrong)?;
-        let kind = named.text("type")?;
-        if kind.is_empty() {
-            return Ok(BuiltinIpam::None);
-        }
-        if !self.settings.builtins.contains(&kind) || kind == "sriov" {
-            return Ok(BuiltinIpam::Executed(kind));
-        }
-        let raw: RawIpam = serde_json::from_str(object.get()).map_err(wrong)?;
+        let Some((kind, raw)) = self.raw_ipam(list, network)? else { return Ok(BuiltinIpam::None) };
+        let Some(raw) = raw else { return Ok(BuiltinIpam::Executed(kind)) };
         let unknown = raw.unknown_keys();
         let unknown: Vec<&str> = unknown.iter().map(String::as_str).chain(raw.ineffective_keys()).collect();
         let place = format!("\"ipam\" of the definition {network}");
@@ -86,35 +80,57 @@ impl Engine {
         Ok(BuiltinIpam::Pool { pool, requested })
     }
 
-    /// Reserves addresses of a pool, written down before they are taken; static ones are known already.
-    pub(super) fn reserve(&self, ipam: &BuiltinIpam, record: &mut Record) -> Result<Addresses, Error> {
-        match ipam {
-            BuiltinIpam::None | BuiltinIpam::Executed(_) => Ok(Addresses::default()),
-            BuiltinIpam::Static(given) => Ok(Addresses {
-                ips: given
-                    .addresses
-                    .iter()
-                    .map(|ip| Ip { interface: None, address: ip.address, gateway: ip.gateway })
-                    .collect(),
-                routes: given.routes.iter().map(Route::from).collect(),
-                dns: given.dns.clone().into(),
-            }),
-            BuiltinIpam::Pool { pool, requested } => {
-                let owner = ipam::Owner::new(&record.call.container, &record.interface)?;
-                // What an earlier attempt of this call reserved was given back before: the records say so.
-                let request = Request { owner: &owner, requested, prior: Prior::NoneKnown, lock_wait: LOCK_PATIENCE };
-                let reserved = pool.reserve_with(&request, |chosen| {
-                    let addresses = chosen.iter().map(|reservation| reservation.address.addr()).collect();
-                    record.addresses = Some(PoolAddresses { directory: pool.directory.clone(), addresses });
-                    self.records.write(record, false)
-                })?;
-                let found_dns = pool.resolv_conf.as_deref().map(ipam::Dns::read).transpose()?.unwrap_or_default();
-                Ok(Addresses {
-                    ips: reserved.iter().map(Ip::from).collect(),
-                    routes: pool.routes.iter().map(Route::from).collect(),
-                    dns: found_dns.into(),
-                })
-            }
+    /// Who has to be told that addresses of a list's first plugin are given back. Neither the ranges nor the node count:
+    /// they may have been changed, or be wrong, since the addresses were given.
+    pub(super) fn giver(&self, list: &PluginList, network: &str) -> Result<Giver, Error> {
+        Ok(match self.raw_ipam(list, network)? {
+            None => Giver::Nobody,
+            Some((kind, None)) => Giver::Executed(kind),
+            Some((kind, Some(_))) if kind == "static" => Giver::Nobody,
+            Some((_, Some(raw))) => Giver::Pool(Pool::store_of(&list.name, &raw, LOCK_PATIENCE)?),
+        })
+    }
+
+    /// The type of the `ipam` object of a list's first plugin, and the object itself if that type is built in.
+    fn raw_ipam(&self, list: &PluginList, network: &str) -> Result<Option<(String, Option<RawIpam>)>, Error> {
+        let Some(object) = list.plugins.first().and_then(|plugin| plugin.object.raw("ipam")) else { return Ok(None) };
+        let wrong = |problem: serde_json::Error| {
+            Error::Config(format!("\"ipam\" of {network} is not what it should be: {problem}"))
+        };
+        let named: Object = serde_json::from_str(object.get()).map_err(wrong)?;
+        let kind = named.text("type")?;
+        if kind.is_empty() {
+            return Ok(None);
         }
+        if !self.settings.builtins.contains(&kind) || kind == "sriov" {
+            return Ok(Some((kind, None)));
+        }
+        let raw = serde_json::from_str(object.get()).map_err(wrong)?;
+        Ok(Some((kind, Some(raw))))
+    }
+}
+
+impl Addresses {
+    /// Those that the configuration itself names.
+    pub(super) fn fixed(given: &StaticAddresses) -> Self {
+        Self {
+            ips: given
+                .addresses
+                .iter()
+                .map(|ip| Ip { interface: None, address: ip.address, gateway: ip.gateway })
+                .collect(),
+            routes: given.routes.iter().map(Route::from).collect(),
+            dns: given.dns.clone().into(),
+        }
+    }
+
+    /// Those that a pool gave.
+    pub(super) fn of_pool(pool: &Pool, reserved: &[Reservation]) -> Result<Self, Error> {
+        let dns = pool.resolv_conf.as_deref().map(ipam::Dns::read).transpose()?.unwrap_or_default();
+        Ok(Self {
+            ips: reserved.iter().map(Ip::from).collect(),
+            routes: pool.routes.iter().map(Route::from).collect(),
+            dns: dns.into(),
+        })
     }
 }

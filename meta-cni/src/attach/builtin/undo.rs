@@ -1,6 +1,6 @@
 //! Giving a VF and its addresses back: from its record, or from what is kept elsewhere when that is lost.
 
-use std::{collections::BTreeSet, path::Path};
+use std::{collections::BTreeSet, path::Path, time::Duration};
 
 use sandbox::{Links, Netns, NetnsId, Rtnl};
 use sriov::{Original, PciAddress, SriovCni};
@@ -88,9 +88,10 @@ impl Engine {
         if !lease_bound {
             self.release_executed(record, list, netns).await?;
         }
-        if let Some(PoolAddresses { directory, addresses }) = &record.addresses {
+        if let Some(PoolAddresses { directory, addresses, cool_down }) = &record.addresses {
             let owner = ipam::Owner::new(&record.call.container, &record.interface)?;
-            ipam::Store::new(directory, LOCK_PATIENCE).release(&owner, ipam::Known::Addresses(addresses))?;
+            let store = ipam::Store::new(directory, LOCK_PATIENCE).cooling_down(Duration::from_secs(*cool_down));
+            store.release(&owner, ipam::Known::Addresses(addresses))?;
         }
         Ok(())
     }

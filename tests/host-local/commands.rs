@@ -8,7 +8,10 @@ use std::{
 
 use serde_json::{Value, json};
 
-use crate::harness::{World, ip_in, names};
+use crate::{
+    bed::{Bed, ours, theirs},
+    harness::{World, ip_in, names},
+};
 
 const POOLS: &str = "/var/lib/cni/networks";
 
@@ -314,6 +317,41 @@ podnet 10.88.0.4: dead-owner: held for container c3 as eth0 (pod default/r), whi
     let (code, report) = json_of("ipam verify --network podnet -o json");
     let kinds: Vec<&Value> = report["findings"].as_array().unwrap().iter().map(|finding| &finding["kind"]).collect();
     assert_eq!((code, kinds), (1, vec![&json!("twice"), &json!("dead-owner")]));
+}
+
+#[test]
+fn what_is_held_back_and_what_the_index_says_in_vain_is_shown() {
+    let _world = World::new();
+    let bed = Bed::new(&json!({"ranges": [[{"subnet": "10.0.0.0/29"}]], "coolDownSeconds": 3600}));
+    for container in ["c1", "c2", "c3"] {
+        bed.call(ours(), "ADD", container).ok();
+    }
+    bed.call(ours(), "DEL", "c1").ok();
+    // The other program knows of no index.
+    bed.call(theirs(), "DEL", "c2").ok();
+    let conf = bed.data().join("conf");
+    fs::write(&conf, bed.conf("1.0.0").to_string()).unwrap();
+    let line = format!("--data-dir {} --conf {}", bed.data().display(), conf.display());
+    let (code, listing) = json_of(&format!("ipam list {line} -o json"));
+    let pool = &listing["pools"][0];
+    // Of .2 to .6 one is held, and one is held back.
+    assert_eq!((code, &pool["used"], &pool["free"]), (0, &json!(1), &json!(3)), "{listing}");
+    let withheld = &pool["withheld"];
+    assert_eq!((&withheld[0]["address"], &withheld[0]["reason"]), (&json!("10.0.0.2"), &json!("cool-down")));
+    assert!((3500..=3601).contains(&withheld[0]["secondsLeft"].as_u64().unwrap()), "{withheld}");
+    let (_, text) = said(&format!("ipam list {line}"));
+    assert!(text.contains("\n  WITHHELD  FOR     REASON\n  10.0.0.2  36"), "{text}");
+    assert!(text.contains(" s  cool-down\n"), "{text}");
+
+    let (code, report) = json_of(&format!("ipam verify {line} -o json"));
+    let findings: Vec<[&Value; 3]> = report["findings"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|finding| ["address", "kind", "container"].map(|key| &finding[key]))
+        .collect();
+    let expected = [json!(["10.0.0.3", "index", "c2"]), json!(["10.0.0.4", "no-record", "c3"])];
+    assert_eq!((code, json!(findings)), (1, json!(expected)));
 }
 
 #[test]

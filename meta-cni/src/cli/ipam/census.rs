@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use ::ipam::{DEFAULT_DATA_DIR, Lease, Pool, RangeSet, RawIpam, Store};
+use ::ipam::{DEFAULT_DATA_DIR, Lease, Pool, RangeSet, RawIpam, Store, Withheld};
 
 use crate::{
     attach::{
@@ -45,6 +45,8 @@ pub(super) struct PoolFound {
     pub(super) ranges: Ranges,
     /// Its leases, in the order of the addresses.
     pub(super) leases: Vec<Lease>,
+    /// What is held back of it.
+    pub(super) withheld: Vec<Withheld>,
 }
 
 /// What is known of the ranges of a pool.
@@ -110,8 +112,10 @@ impl Census {
         let mut pools = Vec::new();
         for directory in directories {
             let network = directory.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            let mut leases = Store::new(&directory, LOCK_PATIENCE).leases()?;
+            let store = Store::new(&directory, LOCK_PATIENCE);
+            let mut leases = store.leases()?;
             leases.sort();
+            let withheld = store.withheld()?;
             // What the administrator says counts, whatever was once kept under that name.
             let ranges = match &given {
                 Some(list) if list.name == network => Ranges::of([list], node),
@@ -119,7 +123,7 @@ impl Census {
             };
             let in_place = data_dir.as_deref().is_none_or(|data_dir| directory.parent() == Some(data_dir));
             let wanted = wanted.is_none_or(|wanted| wanted == network) && in_place;
-            pools.push(PoolFound { wanted, ranges, network, directory, leases });
+            pools.push(PoolFound { wanted, ranges, network, directory, leases, withheld });
         }
         if let (Some(wanted), false) = (wanted, pools.iter().any(|pool| pool.wanted)) {
             let place = data_dir.unwrap_or_else(|| DEFAULT_DATA_DIR.into());
@@ -179,6 +183,11 @@ impl PoolFound {
         self.leases.binary_search_by_key(&address, |lease| lease.address).ok().and_then(|at| self.leases.get(at))
     }
 
+    /// Whether nobody has an address.
+    fn is_free(&self, address: IpAddr) -> bool {
+        self.lease(address).is_none_or(|lease| lease.container.is_none())
+    }
+
     /// Whether it may give out this address, as far as its ranges are known.
     pub(super) fn gives(&self, address: IpAddr) -> bool {
         let Ranges::Known(sets) = &self.ranges else { return false };
@@ -190,13 +199,15 @@ impl PoolFound {
         self.leases.iter().filter(|lease| lease.container.is_some()).count()
     }
 
-    /// How many addresses nobody has; none where the ranges are not known.
+    /// How many addresses can be given out now; none where the ranges are not known.
     pub(super) fn free(&self) -> Option<u128> {
         let Ranges::Known(sets) = &self.ranges else { return None };
         let capacity = sets.iter().flat_map(RangeSet::ranges).map(::ipam::IpRange::capacity);
         let capacity = capacity.fold(0_u128, u128::saturating_add);
         let used = self.leases.iter().filter(|lease| lease.container.is_some() && self.gives(lease.address)).count();
-        Some(capacity.saturating_sub(used.try_into().unwrap_or(u128::MAX)))
+        let held_back =
+            self.withheld.iter().filter(|held| self.gives(held.address) && self.is_free(held.address)).count();
+        Some(capacity.saturating_sub((used + held_back).try_into().unwrap_or(u128::MAX)))
     }
 }
 

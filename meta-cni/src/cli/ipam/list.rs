@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, net::IpAddr, path::PathBuf};
 
-use ::ipam::{IpRange, Lease, RangeSet};
+use ::ipam::{IpRange, Lease, RangeSet, Withheld};
 use serde::Serialize;
 
 use super::census::{Census, PoolFound, Ranges, Standing, count};
@@ -46,6 +46,7 @@ struct PoolView {
     free: Option<u128>,
     states: BTreeMap<&'static str, usize>,
     leases: Vec<LeaseView>,
+    withheld: Vec<WithheldView>,
 }
 
 #[derive(Debug, Serialize)]
@@ -68,6 +69,15 @@ struct LeaseView {
     namespace: Option<PathBuf>,
     /// Where the address is, if that is another interface than the lease's.
     found_on: Option<String>,
+}
+
+/// An address that is held back: nobody is given it for a while.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct WithheldView {
+    address: IpAddr,
+    reason: String,
+    seconds_left: u64,
 }
 
 #[derive(Debug, Serialize)]
@@ -135,6 +145,7 @@ impl PoolView {
             free: pool.free(),
             states,
             leases: judged.into_iter().map(|(_, lease)| lease).collect(),
+            withheld: pool.withheld.iter().map(WithheldView::of).collect(),
         }
     }
 
@@ -168,6 +179,10 @@ impl PoolView {
         }
         if let hidden @ 1.. = self.leases.len() - rows.len() {
             text += &format!("  {hidden} live ones are not shown (--all shows them)\n");
+        }
+        let rows: Vec<_> = self.withheld.iter().map(WithheldView::row).collect();
+        if !rows.is_empty() {
+            text += &table("  ", ["WITHHELD", "FOR", "REASON"], &rows);
         }
         text
     }
@@ -214,6 +229,16 @@ impl LeaseView {
             container.chars().map(|c| if c.is_control() { ' ' } else { c }).take(shown).collect(),
             place + &found,
         ]
+    }
+}
+
+impl WithheldView {
+    fn of(withheld: &Withheld) -> Self {
+        Self { address: withheld.address, reason: withheld.reason.to_string(), seconds_left: withheld.left.as_secs() }
+    }
+
+    fn row(&self) -> [String; 3] {
+        [self.address.to_string(), format!("{} s", self.seconds_left), self.reason.clone()]
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{collections::HashSet, net::IpAddr, path::Path};
 
-use ::ipam::Lease;
+use ::ipam::{Lease, Stray};
 use serde::Serialize;
 
 use super::census::{Census, PoolFound, Standing};
@@ -53,6 +53,7 @@ pub(in crate::cli) async fn verify(arguments: &Arguments) -> Result<Answer, Fail
         findings.extend(pool.leases.iter().filter_map(|lease| of_lease(&census, pool, lease)));
         findings.extend(of_records(&census, pool));
         findings.extend(of_interfaces(&census, pool));
+        findings.extend(pool.store().strays()?.iter().flat_map(|stray| of_index(pool, stray)));
     }
     findings.sort();
     let report = Report {
@@ -216,6 +217,22 @@ fn of_interfaces<'a>(census: &'a Census, pool: &'a PoolFound) -> impl Iterator<I
             findings.push(Finding::of_pool(pool, *address, "twice", what, todo));
         }
         findings
+    })
+}
+
+/// What the index says and no lease does.
+fn of_index<'a>(pool: &'a PoolFound, stray: &'a Stray) -> impl Iterator<Item = Finding> + 'a {
+    let interface = Some(stray.interface.clone()).filter(|name| !name.is_empty());
+    let what = format!(
+        "the index beside the pool says that {} holds it, and the lease does not",
+        holder(Some(&stray.container), interface.as_deref())
+    );
+    let todo = "nothing is done by the index alone; another program gave the address back, and the next DEL of the container \
+                clears the entry";
+    stray.addresses.iter().map(move |address| Finding {
+        container: Some(stray.container.clone()),
+        interface: interface.clone(),
+        ..Finding::of_pool(pool, *address, "index", what.clone(), todo.to_owned())
     })
 }
 

@@ -1,5 +1,5 @@
 //! The commands for people. A command is an entry of [`COMMANDS`], which its command line and its help are made from, and
-//! an arm of [`run`]; what it does is in a room of its own below this one, and gives back an [`Answer`]: nothing prints.
+//! an arm of [`run_command`]; what it does is in a room of its own below this one, and gives back an [`Answer`]: nothing prints.
 
 mod arguments;
 mod ipam;
@@ -22,12 +22,10 @@ const FAILED: u8 = 1;
 /// The exit code for a command line that is wrong.
 const USAGE: u8 = 2;
 
-/// What a command is.
+/// What a command is: the room that does it, and what it is called there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Action {
-    IpamList,
-    IpamRelease,
-    IpamVerify,
+    Ipam(ipam::Verb),
 }
 
 const COMMANDS: &[Command] = &[
@@ -37,7 +35,7 @@ const COMMANDS: &[Command] = &[
         about: "show the pools of the node, and who has which address",
         details: ipam::LIST_DETAILS,
         options: &[&NETWORK, &DATA_DIR, &CONF, &ALL, &NET_DIR, &OUTPUT],
-        action: Action::IpamList,
+        action: Action::Ipam(ipam::Verb::List),
     },
     Command {
         words: &["ipam", "release"],
@@ -45,7 +43,7 @@ const COMMANDS: &[Command] = &[
         about: "give back an address whose holder is gone",
         details: ipam::RELEASE_DETAILS,
         options: &[&NETWORK, &DATA_DIR, &NET_DIR, &OUTPUT],
-        action: Action::IpamRelease,
+        action: Action::Ipam(ipam::Verb::Release),
     },
     Command {
         words: &["ipam", "verify"],
@@ -53,7 +51,7 @@ const COMMANDS: &[Command] = &[
         about: "compare the pools with our records and the living namespaces",
         details: ipam::VERIFY_DETAILS,
         options: &[&NETWORK, &DATA_DIR, &CONF, &NET_DIR, &OUTPUT],
-        action: Action::IpamVerify,
+        action: Action::Ipam(ipam::Verb::Verify),
     },
 ];
 
@@ -174,9 +172,7 @@ fn run_command(command: &Command, arguments: &Arguments) -> Result<Answer, Failu
         .map_err(|source| Error::io("start", "the I/O runtime", source))?;
     runtime.block_on(async {
         match command.action {
-            Action::IpamList => ipam::list(arguments).await,
-            Action::IpamRelease => ipam::release(arguments).await,
-            Action::IpamVerify => ipam::verify(arguments).await,
+            Action::Ipam(verb) => ipam::run(verb, arguments).await,
         }
     })
 }

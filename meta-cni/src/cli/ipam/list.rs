@@ -92,7 +92,7 @@ struct PodView {
 ///
 /// # Errors
 /// As [`Census::take`].
-pub(in crate::cli) async fn list(arguments: &Arguments) -> Result<Answer, Failure> {
+pub(super) async fn list(arguments: &Arguments) -> Result<Answer, Failure> {
     let form = Form::of(arguments)?;
     let census = Census::take(arguments, &Node::find(arguments)).await?;
     let text = form.write(&Listing::of(&census), |listing| listing.to_table(arguments.switch(ALL.name)))?;
@@ -137,7 +137,7 @@ impl PoolView {
             network: pool.network.clone(),
             directory: pool.directory.clone(),
             range_sets: match &pool.ranges {
-                Ranges::Known(sets) => Some(sets.iter().map(|set| views_of(set)).collect()),
+                Ranges::Known(sets) => Some(sets.iter().map(views_of).collect()),
                 Ranges::Several | Ranges::Unknown => None,
             },
             ranges_differ: pool.ranges == Ranges::Several,

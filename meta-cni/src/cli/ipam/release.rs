@@ -36,7 +36,7 @@ struct Report {
 ///
 /// # Errors
 /// A refusal that names who has the address; what [`Census::take`] and the pool's files say.
-pub(in crate::cli) async fn release(arguments: &Arguments) -> Result<Answer, Failure> {
+pub(super) async fn release(arguments: &Arguments) -> Result<Answer, Failure> {
     let form = Form::of(arguments)?;
     let text = arguments.operand(0);
     let address: IpAddr = text.parse().map_err(|_| Failure::Usage(format!("\"{text}\" is no IP address")))?;

@@ -45,7 +45,7 @@ struct Finding {
 ///
 /// # Errors
 /// As [`Census::take`].
-pub(in crate::cli) async fn verify(arguments: &Arguments) -> Result<Answer, Failure> {
+pub(super) async fn verify(arguments: &Arguments) -> Result<Answer, Failure> {
     let form = Form::of(arguments)?;
     let census = Census::take(arguments, &Node::find(arguments)).await?;
     let mut findings = of_the_node(&census);

@@ -6,4 +6,6 @@
 mod harness;
 
 mod bed;
+mod differential;
+mod mixed;
 mod protocol;

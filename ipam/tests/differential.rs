@@ -11,7 +11,7 @@ use std::fs;
 use std::net::IpAddr;
 
 use ipam::{RawIpam, StaticAddresses, StaticRequest};
-use reference::{Answer, Call, Side, addresses, our_pool, ours, plugin, run, theirs};
+use reference::{Call, Side, addresses, our_pool, ours, plugin, run, theirs};
 use serde_json::{Value, json};
 
 /// The reference's text is the end of ours: ours may say the place first.

@@ -6,6 +6,7 @@
 mod harness;
 
 mod bed;
+mod delegating;
 mod differential;
 mod mixed;
 mod protocol;

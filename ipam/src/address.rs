@@ -49,6 +49,14 @@ pub(crate) fn to_number(address: IpAddr) -> u128 {
     }
 }
 
+/// The address with this number in the family of `like`; one that is too large for the family is the last one.
+pub(crate) fn of_number(number: u128, like: IpAddr) -> IpAddr {
+    match like {
+        IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::from(u32::try_from(number).unwrap_or(u32::MAX))),
+        IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::from(number)),
+    }
+}
+
 /// The address `steps` after `address`, stopping at the last one of the family.
 pub(crate) fn plus(address: IpAddr, steps: u32) -> IpAddr {
     match address {

@@ -3,7 +3,6 @@
 
 use std::net::IpAddr;
 
-use crate::address;
 use crate::{Error, IpRange, RangeSet};
 
 /// Gives every set the first requested address it contains, at most one; the others are left over. host-local picks
@@ -23,12 +22,13 @@ pub(crate) fn assign(sets: &[RangeSet], requested: &[IpAddr]) -> (Vec<Option<IpA
     (wanted, left)
 }
 
-/// The addresses of a set, each once, gateways left out: beginning after the last one that was given out, so that a
-/// container that crashes and comes back does not get the same address at once; through all ranges and around.
+/// The addresses of a set, each once, without gateways and what is excluded: beginning after the last one that was
+/// given out, so that a container that crashes and comes back does not get the same address at once; through all
+/// ranges and around. A step costs a search in the range's excluded blocks, however large they are.
 #[derive(Debug, Clone)]
 pub(crate) struct Candidates<'a> {
     set: &'a RangeSet,
-    first: Position,
+    first: Option<Position>,
     next: Option<Position>,
 }
 
@@ -48,9 +48,9 @@ impl<'a> Candidates<'a> {
         });
         let first = match found {
             Some(last) => step(set, last),
-            None => Position { range: 0, address: start_of(set, 0) },
+            None => enter(set, 0),
         };
-        Candidates { set, first, next: Some(first) }
+        Candidates { set, first, next: first }
     }
 }
 
@@ -58,30 +58,28 @@ impl<'a> Iterator for Candidates<'a> {
     type Item = (IpAddr, &'a IpRange);
 
     fn next(&mut self) -> Option<Self::Item> {
-        loop {
-            let here = self.next?;
-            self.next = Some(step(self.set, here)).filter(|next| *next != self.first);
-            let range = self.set.ranges().get(here.range)?;
-            if here.address != range.gateway() {
-                return Some((here.address, range));
-            }
-        }
+        let here = self.next?;
+        self.next = step(self.set, here).filter(|next| Some(*next) != self.first);
+        Some((here.address, self.set.ranges().get(here.range)?))
     }
 }
 
-fn step(set: &RangeSet, at: Position) -> Position {
-    match set.ranges().get(at.range) {
-        Some(range) if at.address != range.end() => Position { address: address::plus(at.address, 1), ..at },
-        _ => {
-            let range = (at.range + 1) % set.ranges().len();
-            Position { range, address: start_of(set, range) }
-        }
+/// The next position in the round; the same one again if there is no other, `None` if there is none at all.
+fn step(set: &RangeSet, at: Position) -> Option<Position> {
+    match set.ranges().get(at.range)?.first_after(at.address) {
+        Some(address) => Some(Position { address, ..at }),
+        None => enter(set, at.range + 1),
     }
 }
 
-fn start_of(set: &RangeSet, range: usize) -> IpAddr {
-    // A set is never empty and the index is always taken modulo its length.
-    set.ranges().get(range).map_or(IpAddr::from([0; 4]), IpRange::start)
+/// The first position of the range `range`, or of the next one that has any.
+fn enter(set: &RangeSet, range: usize) -> Option<Position> {
+    let count = set.ranges().len();
+    (range..range + count).find_map(|range| {
+        let range = range % count;
+        let found = set.ranges().get(range)?;
+        Some(Position { range, address: found.first_from(found.start())? })
+    })
 }
 
 /// The first candidate that `is_taken` does not refuse.
@@ -109,7 +107,7 @@ mod tests {
 
     fn set(ranges: &str) -> RangeSet {
         let raw: Vec<RawRange> = serde_json::from_str(ranges).unwrap();
-        RangeSet::all(&[crate::range::placed("ranges[0]", &raw)]).unwrap().remove(0)
+        RangeSet::all(&[crate::range::placed("ranges[0]", &raw)], &[]).unwrap().remove(0)
     }
 
     fn ip(text: &str) -> IpAddr {

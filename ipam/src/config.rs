@@ -1,6 +1,7 @@
 //! The `ipam` object as it is written, read the way Go reads it: keys in any case, null means absent, the last of two
 //! equal keys wins. Nothing is judged here; what no one knows is kept by name so that the caller can warn.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
@@ -58,7 +59,7 @@ macro_rules! raw_object {
 }
 
 raw_object! {
-    /// One range of host-local: `{subnet, rangeStart, rangeEnd, gateway}`.
+    /// One range of host-local: `{subnet, rangeStart, rangeEnd, gateway}`, and what is left out of it.
     RawRange {
         /// The network, `ADDRESS/PREFIX` without host bits.
         "subnet" => subnet: String,
@@ -66,8 +67,22 @@ raw_object! {
         "rangeStart" => range_start: String,
         /// The last address given out; by default the one before the broadcast address, for IPv6 the last one.
         "rangeEnd" => range_end: String,
-        /// The gateway, never given out; by default the address after the network address.
+        /// The gateway, never given out; by default the address after the network address. `none`: there is none.
         "gateway" => gateway: String,
+        /// Addresses and networks that are never given out.
+        "exclude" => exclude: Vec<String>,
+    }
+}
+
+raw_object! {
+    /// The ranges of some nodes, in `rangesByNode`.
+    RawNodeRanges {
+        /// A pattern the node's name must match: `*` is any text, `?` any one character.
+        "node" => node: String,
+        /// Patterns that the values of these labels of the node must match.
+        "labels" => labels: BTreeMap<String, String>,
+        /// The range sets of these nodes.
+        "ranges" => ranges: Vec<Vec<RawRange>>,
     }
 }
 
@@ -116,6 +131,16 @@ raw_object! {
         "gateway" => gateway: String,
         /// Range sets: one address is given out of each.
         "ranges" => ranges: Vec<Vec<RawRange>>,
+        /// In place of `ranges`: range sets of their own for nodes; the first entry that matches counts.
+        "rangesByNode" => ranges_by_node: Vec<RawNodeRanges>,
+        /// Each node gives out a part of its own of every range.
+        "sliceByNode" => slice_by_node: bool,
+        /// Addresses and networks that are never given out, whatever the range.
+        "exclude" => exclude: Vec<String>,
+        /// So long an address that was given back is not given out again.
+        "coolDownSeconds" => cool_down_seconds: u64,
+        /// Whether the network is asked if an address is in use before it is used.
+        "conflictProbe" => conflict_probe: bool,
         /// Routes, handed through.
         "routes" => routes: Vec<RawRoute>,
         /// Where the pools are kept; by default [`crate::DEFAULT_DATA_DIR`].
@@ -133,10 +158,11 @@ impl RawIpam {
     /// Every key nobody knows, with its place: `ranges[0][1].gatewya`.
     pub fn unknown_keys(&self) -> Vec<String> {
         let mut unknown = self.unknown.clone();
-        for (set, ranges) in self.ranges.iter().flatten().enumerate() {
-            for (index, range) in ranges.iter().enumerate() {
-                unknown.extend(range.unknown.iter().map(|key| format!("ranges[{set}][{index}].{key}")));
-            }
+        unknown.extend(unknown_of_ranges("ranges", self.ranges.as_deref()));
+        for (index, entry) in self.ranges_by_node.iter().flatten().enumerate() {
+            let place = format!("rangesByNode[{index}]");
+            unknown.extend(entry.unknown.iter().map(|key| format!("{place}.{key}")));
+            unknown.extend(unknown_of_ranges(&format!("{place}.ranges"), entry.ranges.as_deref()));
         }
         for (index, route) in self.routes.iter().flatten().enumerate() {
             unknown.extend(route.unknown.iter().map(|key| format!("routes[{index}].{key}")));
@@ -156,6 +182,26 @@ impl RawIpam {
         single.into_iter().filter(|(_, value)| value.is_some()).map(|(key, _)| key).collect()
     }
 
+    /// Whether the pool depends on the node's name or labels: [`crate::Node::name`], [`crate::Node::labels`].
+    pub fn depends_on_name(&self) -> bool {
+        self.ranges_by_node.is_some()
+    }
+
+    /// Whether an entry of `rangesByNode` looks at the node's name.
+    pub fn asks_for_name(&self) -> bool {
+        self.ranges_by_node.iter().flatten().any(|entry| entry.node.is_some())
+    }
+
+    /// Whether an entry of `rangesByNode` looks at the node's labels.
+    pub fn asks_for_labels(&self) -> bool {
+        self.ranges_by_node.iter().flatten().any(|entry| entry.labels.as_ref().is_some_and(|labels| !labels.is_empty()))
+    }
+
+    /// Whether the pool depends on the node's own pod range: [`crate::Node::slice`].
+    pub fn depends_on_slice(&self) -> bool {
+        self.slice_by_node == Some(true)
+    }
+
     /// The single range written beside `ranges`, if there is one.
     pub(crate) fn legacy_range(&self) -> Option<RawRange> {
         let subnet = self.subnet.clone()?;
@@ -164,9 +210,20 @@ impl RawIpam {
             range_start: self.range_start.clone(),
             range_end: self.range_end.clone(),
             gateway: self.gateway.clone(),
+            exclude: None,
             unknown: Vec::new(),
         })
     }
+}
+
+fn unknown_of_ranges(place: &str, sets: Option<&[Vec<RawRange>]>) -> Vec<String> {
+    let mut unknown = Vec::new();
+    for (set, ranges) in sets.into_iter().flatten().enumerate() {
+        for (index, range) in ranges.iter().enumerate() {
+            unknown.extend(range.unknown.iter().map(|key| format!("{place}[{set}][{index}].{key}")));
+        }
+    }
+    unknown
 }
 
 #[cfg(test)]

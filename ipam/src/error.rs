@@ -99,6 +99,92 @@ pub enum Error {
         /// The subnet.
         subnet: IpNet,
     },
+    /// A range that leaves nothing to give out.
+    #[error(
+        "invalid range set {set}: nothing is left to give out of {range}: all of it is excluded, the gateway, \
+         or another node's part"
+    )]
+    NothingToGive {
+        /// The range set.
+        set: usize,
+        /// The range, `START-END`.
+        range: String,
+    },
+    /// An entry of `exclude` that is not a network address.
+    #[error("{place}: {text} has host bits set: the network is {network}")]
+    ExcludeHostBits {
+        /// Where it was written.
+        place: String,
+        /// What was written.
+        text: String,
+        /// The network that was probably meant.
+        network: IpNet,
+    },
+    /// An entry of `exclude` that excludes nothing.
+    #[error("{place}: {text} lies outside of every range, so it excludes nothing: correct it or leave it out")]
+    ExcludeOutside {
+        /// Where it was written.
+        place: String,
+        /// What was written.
+        text: String,
+    },
+    /// Ranges for all nodes beside ranges by node.
+    #[error("\"rangesByNode\" takes the place of \"ranges\" and of \"subnet\": give one of them")]
+    RangesTwice,
+    /// An entry of `rangesByNode` that cannot be used.
+    #[error("rangesByNode[{index}]: {problem}")]
+    NodeEntry {
+        /// The entry.
+        index: usize,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
+    /// The ranges of an entry of `rangesByNode` are wrong.
+    #[error("rangesByNode[{index}]: {cause}")]
+    NodeRanges {
+        /// The entry.
+        index: usize,
+        /// What is wrong with them.
+        cause: Box<Error>,
+    },
+    /// No entry of `rangesByNode` is for this node.
+    #[error(
+        "rangesByNode has no entry for the node {name:?} with {labels}; there are entries for {wanted}: \
+         add one, or correct the node's name or labels"
+    )]
+    NoEntry {
+        /// The node's name.
+        name: String,
+        /// The node's labels, for people.
+        labels: String,
+        /// What the entries want, for people.
+        wanted: String,
+    },
+    /// `sliceByNode` without a pod range of the node.
+    #[error("sliceByNode: the node's own pod range is not known")]
+    NoSlice,
+    /// The node's pod range and the network it is a part of do not fit together.
+    #[error("the node's pod range {range:?} of the pod network {network:?}: {problem}")]
+    PodRange {
+        /// The network of all nodes, as it was written.
+        network: String,
+        /// The node's own range, as it was written.
+        range: String,
+        /// What is wrong with them.
+        problem: &'static str,
+    },
+    /// A range with fewer addresses than there may be nodes.
+    #[error(
+        "invalid range set {set}: sliceByNode: {subnet} cannot be divided among 2^{bits} nodes: use a larger network"
+    )]
+    SliceTooSmall {
+        /// The range set.
+        set: usize,
+        /// The range's subnet.
+        subnet: IpNet,
+        /// The number of parts, as a power of two.
+        bits: u8,
+    },
     /// A text that is no IP address.
     #[error("{place}: invalid IP address: {text}")]
     BadAddress {
@@ -166,6 +252,16 @@ pub enum Error {
     /// A requested address is the gateway of its range.
     #[error("failed to allocate for range {set}: requested ip {address} is subnet's gateway")]
     RequestedGateway {
+        /// The range set.
+        set: usize,
+        /// The address.
+        address: IpAddr,
+    },
+    /// A requested address is excluded.
+    #[error(
+        "failed to allocate for range {set}: requested ip {address} is excluded by the configuration (\"exclude\")"
+    )]
+    RequestedExcluded {
         /// The range set.
         set: usize,
         /// The address.

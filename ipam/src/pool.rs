@@ -8,10 +8,12 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use crate::allocate::{self, Candidates, first_free};
+use crate::exclude::Exclude;
+use crate::node::entry_of;
 use crate::owner::{Claim, is_name};
 use crate::range::placed;
 use crate::store::Held;
-use crate::{Error, IpRange, Owner, Prior, RangeSet, RawIpam, RawRange, Request, Route, Store, lease};
+use crate::{Error, IpRange, Node, Owner, Prior, RangeSet, RawIpam, RawRange, Request, Route, Store, lease};
 
 /// Where pools lie if the configuration says nothing.
 pub const DEFAULT_DATA_DIR: &str = "/var/lib/cni/networks";
@@ -33,6 +35,10 @@ pub struct Pool {
     pub routes: Vec<Route>,
     /// A resolv.conf whose content becomes the result's DNS; see [`crate::Dns::read`].
     pub resolv_conf: Option<PathBuf>,
+    /// So long an address that was given back is not given out again.
+    pub cool_down: Duration,
+    /// Whether the network is to be asked if an address is in use before it is used.
+    pub conflict_probe: bool,
 }
 
 /// One address that was reserved.
@@ -48,27 +54,21 @@ pub struct Reservation {
 
 impl Pool {
     /// Judges a configuration: `extra` (`runtimeConfig.ipRanges`) comes first, then the single range written at the
-    /// level of `ipam`, then `ranges`.
+    /// level of `ipam`, then `ranges`, or those of `rangesByNode` that are for `node`. Of `node` only what
+    /// [`RawIpam::depends_on_name`] and [`RawIpam::depends_on_slice`] say is looked at.
     ///
     /// # Errors
     /// The configuration errors of [`Error`], with host-local's texts; [`Error::NetworkName`], [`Error::DataDir`].
-    pub fn new(network: &str, raw: &RawIpam, extra: &[Vec<RawRange>]) -> Result<Pool, Error> {
+    pub fn new(network: &str, raw: &RawIpam, extra: &[Vec<RawRange>], node: &Node) -> Result<Pool, Error> {
         let directory = Pool::directory_of(network, raw)?;
-        let legacy = raw.legacy_range();
-        let mut sets = Vec::new();
-        for (index, set) in extra.iter().enumerate() {
-            sets.push(placed(&format!("runtimeConfig.ipRanges[{index}]"), set));
-        }
-        sets.extend(legacy.iter().map(|range| vec![("ipam".to_owned(), range)]));
-        for (index, set) in raw.ranges.iter().flatten().enumerate() {
-            sets.push(placed(&format!("ranges[{index}]"), set));
-        }
         Ok(Pool {
             network: network.to_owned(),
             directory,
-            sets: RangeSet::all(&sets)?,
+            sets: sets(raw, extra, node)?,
             routes: Route::all(raw.routes.as_ref())?,
             resolv_conf: raw.resolv_conf.as_deref().filter(|path| !path.is_empty()).map(PathBuf::from),
+            cool_down: Duration::from_secs(raw.cool_down_seconds.unwrap_or_default()),
+            conflict_probe: raw.conflict_probe.unwrap_or_default(),
         })
     }
 
@@ -144,13 +144,62 @@ impl Pool {
                 }
             };
             let address = range.with_prefix(address);
-            chosen.push(Reservation { address, gateway: Some(range.gateway()), set: index });
+            chosen.push(Reservation { address, gateway: range.gateway(), set: index });
         }
         if !left.is_empty() {
             return Err(Error::Unserved { addresses: left });
         }
         Ok(chosen)
     }
+}
+
+/// The range sets of a configuration on a node, in the order of [`Pool::new`].
+fn sets(raw: &RawIpam, extra: &[Vec<RawRange>], node: &Node) -> Result<Vec<RangeSet>, Error> {
+    let legacy = raw.legacy_range();
+    let everywhere = Exclude::all("", raw.exclude.as_ref())?;
+    let mut placed_sets = Vec::new();
+    for (index, set) in extra.iter().enumerate() {
+        placed_sets.push(placed(&format!("runtimeConfig.ipRanges[{index}]"), set));
+    }
+    placed_sets.extend(legacy.iter().map(|range| vec![("ipam".to_owned(), range)]));
+    for (index, set) in raw.ranges.iter().flatten().enumerate() {
+        placed_sets.push(placed(&format!("ranges[{index}]"), set));
+    }
+    // Ranges of other nodes: an address excluded everywhere may be one of theirs.
+    let mut of_others = Vec::new();
+    if let Some(entries) = &raw.ranges_by_node {
+        if placed_sets.len() > extra.len() {
+            return Err(Error::RangesTwice);
+        }
+        let chosen = entry_of(entries, node)?;
+        for (index, entry) in entries.iter().enumerate() {
+            let own: Vec<_> = entry
+                .ranges
+                .iter()
+                .flatten()
+                .enumerate()
+                .map(|(index, set)| placed(&format!("ranges[{index}]"), set))
+                .collect();
+            // A mistake in another node's ranges is worth an error on this one: it would be found too late there.
+            let judged = RangeSet::all(&own, &everywhere);
+            of_others.extend(judged.map_err(|cause| Error::NodeRanges { index, cause: Box::new(cause) })?);
+            if index == chosen {
+                placed_sets.extend(own);
+            }
+        }
+    }
+    let sets = RangeSet::all(&placed_sets, &everywhere)?;
+    let ranges = || sets.iter().chain(&of_others).flat_map(RangeSet::ranges);
+    if let Some(idle) = everywhere.iter().find(|exclude| !ranges().any(|one| exclude.touches(one.start(), one.end()))) {
+        return Err(idle.outside());
+    }
+    if !raw.depends_on_slice() {
+        return Ok(sets);
+    }
+    let slice = node.slice.ok_or(Error::NoSlice)?;
+    // Ranges from the runtime are for this node as they are.
+    let cut = |(set, ranges): (usize, RangeSet)| if set < extra.len() { Ok(ranges) } else { ranges.sliced(set, slice) };
+    sets.into_iter().enumerate().map(cut).collect()
 }
 
 /// An address asked for by name.
@@ -167,8 +216,11 @@ fn by_name<'a>(
         holder: claim.and_then(Claim::container).map(str::to_owned),
     };
     let range = set.range_of(address).ok_or_else(|| taken(None))?;
-    if address == range.gateway() {
+    if range.gateway() == Some(address) {
         return Err(Error::RequestedGateway { set: index, address });
+    }
+    if range.excludes(address) {
+        return Err(Error::RequestedExcluded { set: index, address });
     }
     match held.claim(address)? {
         None => Ok((address, range)),

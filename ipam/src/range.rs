@@ -7,6 +7,8 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use crate::address::{self, Cidr};
+use crate::exclude::{Blocks, Exclude};
+use crate::node::{Slice, common};
 use crate::{Error, RawRange};
 
 /// A range as it is written, and where: `ranges[0][1]`.
@@ -17,13 +19,19 @@ pub(crate) fn placed<'a>(place: &str, ranges: &'a [RawRange]) -> Vec<Placed<'a>>
     ranges.iter().enumerate().map(|(index, range)| (format!("{place}[{index}]"), range)).collect()
 }
 
-/// A part of a subnet that is given out: `start` to `end` inclusive, without the gateway.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What `gateway` says if there is none.
+const NO_GATEWAY: &str = "none";
+
+/// A part of a subnet that is given out: `start` to `end` inclusive, without the gateway and what is excluded.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IpRange {
     subnet: IpNet,
     start: IpAddr,
     end: IpAddr,
-    gateway: IpAddr,
+    gateway: Option<IpAddr>,
+    excluded: Blocks,
+    /// The excluded blocks and the gateway.
+    withheld: Blocks,
 }
 
 impl IpRange {
@@ -42,12 +50,32 @@ impl IpRange {
         self.end
     }
 
-    /// The gateway. It need not lie in the subnet and is never given out.
-    pub fn gateway(&self) -> IpAddr {
+    /// The gateway, if there is one. It need not lie in the subnet and is never given out.
+    pub fn gateway(&self) -> Option<IpAddr> {
         self.gateway
     }
 
-    /// Whether `address` lies between start and end; the gateway counts as inside.
+    /// Whether the configuration excludes `address`.
+    pub fn excludes(&self, address: IpAddr) -> bool {
+        address.is_ipv4() == self.start.is_ipv4() && self.excluded.contains(address::to_number(address))
+    }
+
+    /// The first address from `address` on that may be given out; `address` is of this range's family.
+    pub(crate) fn first_from(&self, address: IpAddr) -> Option<IpAddr> {
+        let number = self.withheld.first_outside(address::to_number(address))?;
+        (number <= address::to_number(self.end)).then(|| address::of_number(number, self.start))
+    }
+
+    /// The first address after `address` that may be given out.
+    pub(crate) fn first_after(&self, address: IpAddr) -> Option<IpAddr> {
+        let next = address::to_number(address).checked_add(1)?;
+        if next > address::to_number(self.end) {
+            return None;
+        }
+        self.first_from(address::of_number(next, self.start))
+    }
+
+    /// Whether `address` lies between start and end; the gateway and what is excluded count as inside.
     pub fn contains(&self, address: IpAddr) -> bool {
         within(&self.subnet, Some(self.start), Some(self.end), address)
     }
@@ -63,23 +91,58 @@ impl IpRange {
     }
 
     /// Judges one range of range set `set`; `place` is where it is written, for texts that are no address at all.
-    fn new(set: usize, place: &str, raw: &RawRange) -> Result<IpRange, Error> {
+    /// `everywhere` is excluded from every range.
+    fn new(set: usize, place: &str, raw: &RawRange, everywhere: &[Exclude]) -> Result<IpRange, Error> {
         let subnet = raw.subnet.as_deref().map(|text| cidr(place, "subnet", text)).transpose()?;
         let start = optional(place, "rangeStart", raw.range_start.as_deref())?;
         let end = optional(place, "rangeEnd", raw.range_end.as_deref())?;
-        let gateway = optional(place, "gateway", raw.gateway.as_deref())?;
+        let no_gateway = raw.gateway.as_deref() == Some(NO_GATEWAY);
+        let gateway = optional(place, "gateway", raw.gateway.as_deref().filter(|_| !no_gateway))?;
+        let exclude = Exclude::all(&format!("{place}."), raw.exclude.as_ref())?;
 
-        let subnet = network(set, subnet.ok_or(Error::NoSubnet { set })?)?;
-        let first = address::plus(subnet.network(), 1);
+        let asked = start.is_some() || end.is_some();
+        let subnet = network(set, subnet.ok_or(Error::NoSubnet { set })?, asked)?;
+        let defaults = Defaults::of(&subnet);
         if let Some(address) = start.filter(|address| !within(&subnet, start, end, *address)) {
             return Err(Error::StartOutside { set, address, subnet });
         }
-        let start = start.unwrap_or(first);
+        let start = start.unwrap_or(defaults.start);
         if let Some(address) = end.filter(|address| !within(&subnet, Some(start), end, *address)) {
             return Err(Error::EndOutside { set, address, subnet });
         }
-        let end = end.unwrap_or_else(|| last(&subnet));
-        Ok(IpRange { subnet, start, end, gateway: gateway.unwrap_or(first) })
+        let end = end.unwrap_or(defaults.end);
+        let gateway = gateway.or(defaults.gateway).filter(|_| !no_gateway);
+        if let Some(idle) = exclude.iter().find(|exclude| !exclude.touches(start, end)) {
+            return Err(idle.outside());
+        }
+        let everywhere = everywhere.iter().filter(|exclude| exclude.touches(start, end));
+        let excluded = Blocks::new(exclude.iter().chain(everywhere).map(Exclude::block).collect());
+        let own_gateway = gateway.filter(|gateway| gateway.is_ipv4() == start.is_ipv4());
+        let withheld = excluded.with(own_gateway.map(address::to_number));
+        let range = IpRange { subnet, start, end, gateway, excluded, withheld };
+        // host-local does not mind a range of the gateway alone, until an address is wanted of it.
+        match is_small(&subnet) || range.excluded != Blocks::default() {
+            true => range.checked(set),
+            false => Ok(range),
+        }
+    }
+
+    /// A node's part of the range.
+    fn sliced(mut self, set: usize, slice: Slice) -> Result<IpRange, Error> {
+        let part = slice.part(set, &self.subnet)?;
+        let Some((start, end)) = common(self.start, self.end, part) else {
+            return Err(Error::NothingToGive { set, range: self.to_string() });
+        };
+        self.start = address::of_number(start, self.subnet.addr());
+        self.end = address::of_number(end, self.subnet.addr());
+        self.checked(set)
+    }
+
+    fn checked(self, set: usize) -> Result<IpRange, Error> {
+        match self.first_from(self.start) {
+            Some(_) => Ok(self),
+            None => Err(Error::NothingToGive { set, range: self.to_string() }),
+        }
     }
 }
 
@@ -117,11 +180,17 @@ impl RangeSet {
         self.ranges.iter().any(|range| other.ranges.iter().any(|theirs| range.overlaps(theirs)))
     }
 
+    /// A node's part of every range of set `set`.
+    pub(crate) fn sliced(self, set: usize, slice: Slice) -> Result<RangeSet, Error> {
+        let ranges = self.ranges.into_iter().map(|range| range.sliced(set, slice));
+        Ok(RangeSet { ranges: ranges.collect::<Result<_, _>>()? })
+    }
+
     /// Judges range set `set`.
-    fn new(set: usize, raw: &[Placed<'_>]) -> Result<RangeSet, Error> {
+    fn new(set: usize, raw: &[Placed<'_>], everywhere: &[Exclude]) -> Result<RangeSet, Error> {
         let mut ranges = Vec::with_capacity(raw.len());
         for (place, range) in raw {
-            let range = IpRange::new(set, place, range)?;
+            let range = IpRange::new(set, place, range, everywhere)?;
             if ranges.first().is_some_and(|first: &IpRange| first.start.is_ipv4() != range.start.is_ipv4()) {
                 return Err(Error::MixedFamilies { set });
             }
@@ -138,12 +207,12 @@ impl RangeSet {
         Ok(RangeSet { ranges })
     }
 
-    /// Judges all range sets of a pool.
-    pub(crate) fn all(raw: &[Vec<Placed<'_>>]) -> Result<Vec<RangeSet>, Error> {
+    /// Judges all range sets of a pool. `everywhere` is excluded from every range.
+    pub(crate) fn all(raw: &[Vec<Placed<'_>>], everywhere: &[Exclude]) -> Result<Vec<RangeSet>, Error> {
         if raw.is_empty() {
             return Err(Error::NoRanges);
         }
-        let sets = raw.iter().enumerate().map(|(set, ranges)| RangeSet::new(set, ranges));
+        let sets = raw.iter().enumerate().map(|(set, ranges)| RangeSet::new(set, ranges, everywhere));
         let sets = sets.collect::<Result<Vec<_>, _>>()?;
         for (first, set) in sets.iter().enumerate() {
             if let Some((second, _)) = sets.iter().enumerate().skip(first + 1).find(|(_, other)| set.overlaps(other)) {
@@ -175,9 +244,10 @@ fn within(subnet: &IpNet, start: Option<IpAddr>, end: Option<IpAddr>, address: I
         && end.filter(same_family).is_none_or(|end| number <= address::to_number(end))
 }
 
-fn network(set: usize, cidr: Cidr) -> Result<IpNet, Error> {
+/// The network of a range. One of fewer than four addresses is taken if its bounds are `asked` for: then it is meant.
+fn network(set: usize, cidr: Cidr, asked: bool) -> Result<IpNet, Error> {
     let bits = if cidr.address.is_ipv4() { 32 } else { 128 };
-    if cidr.prefix > bits - 2 {
+    if cidr.prefix > bits - 2 && !asked {
         let network = cidr.canonical().map(|network| network.to_string()).unwrap_or_default();
         return Err(Error::TooSmall { set, network });
     }
@@ -188,11 +258,33 @@ fn network(set: usize, cidr: Cidr) -> Result<IpNet, Error> {
     Ok(canonical)
 }
 
-/// The last address given out by default: the one before the broadcast address; IPv6 has no broadcast.
-fn last(subnet: &IpNet) -> IpAddr {
-    match subnet {
-        IpNet::V4(subnet) => IpAddr::from(u32::from(subnet.broadcast()).saturating_sub(1).to_be_bytes()),
-        IpNet::V6(subnet) => IpAddr::V6(subnet.broadcast()),
+/// Whether a network has one address or two: neither a network nor a broadcast address (RFC 3021, RFC 6164).
+fn is_small(subnet: &IpNet) -> bool {
+    subnet.prefix_len() > subnet.max_prefix_len() - 2
+}
+
+/// What a range has where nothing is written.
+struct Defaults {
+    start: IpAddr,
+    end: IpAddr,
+    gateway: Option<IpAddr>,
+}
+
+impl Defaults {
+    /// host-local's: the gateway and the start are the address after the network address, the end is the one before
+    /// the broadcast address; IPv6 has no broadcast. A small network has all its addresses, and one of a single
+    /// address no gateway.
+    fn of(subnet: &IpNet) -> Defaults {
+        let (network, last) = (subnet.network(), subnet.broadcast());
+        let second = address::plus(network, 1);
+        if is_small(subnet) {
+            return Defaults { start: network, end: last, gateway: Some(second).filter(|_| network != last) };
+        }
+        let end = match last {
+            IpAddr::V4(last) => IpAddr::from(u32::from(last).saturating_sub(1).to_be_bytes()),
+            IpAddr::V6(_) => last,
+        };
+        Defaults { start: second, end, gateway: Some(second) }
     }
 }
 
@@ -215,11 +307,11 @@ mod tests {
         let raw: Vec<Vec<RawRange>> = serde_json::from_str(json).unwrap();
         let placed: Vec<_> =
             raw.iter().enumerate().map(|(set, ranges)| placed(&format!("ranges[{set}]"), ranges)).collect();
-        RangeSet::all(&placed)
+        RangeSet::all(&placed, &[])
     }
 
     fn one(json: &str) -> IpRange {
-        sets(&format!("[[{json}]]")).unwrap()[0].ranges()[0]
+        sets(&format!("[[{json}]]")).unwrap()[0].ranges()[0].clone()
     }
 
     fn refusal(json: &str) -> Error {
@@ -238,7 +330,7 @@ mod tests {
         ] {
             let range = one(&format!(r#"{{"subnet":"{subnet}"}}"#));
             assert_eq!((range.start().to_string(), range.end().to_string()), (start.to_owned(), end.to_owned()));
-            assert_eq!(range.gateway().to_string(), start, "the gateway of {subnet}");
+            assert_eq!(range.gateway().unwrap().to_string(), start, "the gateway of {subnet}");
         }
     }
 
@@ -248,7 +340,7 @@ mod tests {
             r#"{"subnet":"10.0.0.0/24","rangeStart":"10.0.0.0","rangeEnd":"::ffff:10.0.0.255","gateway":"172.16.0.1"}"#,
         );
         assert_eq!(range.to_string(), "10.0.0.0-10.0.0.255");
-        assert_eq!(range.gateway().to_string(), "172.16.0.1");
+        assert_eq!(range.gateway().unwrap().to_string(), "172.16.0.1");
         assert!(range.contains("10.0.0.0".parse().unwrap()) && range.contains("10.0.0.255".parse().unwrap()));
     }
 

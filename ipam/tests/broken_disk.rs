@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
 
-use ipam::{Error, Owner, Pool, Prior, RawIpam, Request};
+use ipam::{Error, Node, Owner, Pool, Prior, RawIpam, Request};
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
@@ -38,7 +38,7 @@ fn pool(data: &Path) -> Pool {
         data.display()
     );
     let raw: RawIpam = serde_json::from_str(&json).unwrap();
-    Pool::new("net-a", &raw, &[]).unwrap()
+    Pool::new("net-a", &raw, &[], &Node::default()).unwrap()
 }
 
 fn reserve(pool: &Pool, container: &str) -> Result<usize, Error> {

@@ -8,14 +8,14 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
 
-use ipam::{Error, Owner, Pool, Prior, RawIpam, Request, Reservation};
+use ipam::{Error, Node, Owner, Pool, Prior, RawIpam, Request, Reservation};
 
 const WAIT: Duration = Duration::from_secs(20);
 
 fn pool(data: &Path, ranges: &str) -> Pool {
     let json = format!(r#"{{"dataDir":"{}","ranges":{ranges}}}"#, data.display());
     let raw: RawIpam = serde_json::from_str(&json).unwrap();
-    Pool::new("net-a", &raw, &[]).unwrap()
+    Pool::new("net-a", &raw, &[], &Node::default()).unwrap()
 }
 
 fn owner(container: &str) -> Owner {

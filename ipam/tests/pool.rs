@@ -9,14 +9,14 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
 
-use ipam::{Error, Owner, Pool, Prior, RawIpam, RawRange, Request, Reservation};
+use ipam::{Error, Node, Owner, Pool, Prior, RawIpam, RawRange, Request, Reservation};
 
 const WAIT: Duration = Duration::from_secs(20);
 
 fn pool_with(data: &Path, rest: &str, extra: &str) -> Pool {
     let raw: RawIpam = serde_json::from_str(&format!(r#"{{"dataDir":"{}",{rest}}}"#, data.display())).unwrap();
     let extra: Vec<Vec<RawRange>> = serde_json::from_str(extra).unwrap();
-    Pool::new("net-a", &raw, &extra).unwrap()
+    Pool::new("net-a", &raw, &extra, &Node::default()).unwrap()
 }
 
 fn pool(data: &Path, ranges: &str) -> Pool {
@@ -350,12 +350,17 @@ fn leases_that_name_nobody_are_removed_and_all_others_stay() {
 fn names_and_directories_that_would_lead_elsewhere_are_refused() {
     let raw: RawIpam = serde_json::from_str(r#"{"subnet":"10.0.0.0/24"}"#).unwrap();
     for name in ["", "..", "a/b", ".hidden", "a b"] {
-        assert!(matches!(Pool::new(name, &raw, &[]).unwrap_err(), Error::NetworkName { name: found } if found == name));
+        assert!(
+            matches!(Pool::new(name, &raw, &[], &Node::default()).unwrap_err(), Error::NetworkName { name: found } if found == name)
+        );
     }
-    assert_eq!(Pool::new("net-a", &raw, &[]).unwrap().directory, Path::new("/var/lib/cni/networks/net-a"));
+    assert_eq!(
+        Pool::new("net-a", &raw, &[], &Node::default()).unwrap().directory,
+        Path::new("/var/lib/cni/networks/net-a")
+    );
     let raw: RawIpam = serde_json::from_str(r#"{"subnet":"10.0.0.0/24","dataDir":"relative"}"#).unwrap();
     assert!(
-        matches!(Pool::new("net-a", &raw, &[]).unwrap_err(), Error::DataDir { path } if path == Path::new("relative"))
+        matches!(Pool::new("net-a", &raw, &[], &Node::default()).unwrap_err(), Error::DataDir { path } if path == Path::new("relative"))
     );
-    assert!(matches!(Pool::new("net-a", &RawIpam::default(), &[]).unwrap_err(), Error::NoRanges));
+    assert!(matches!(Pool::new("net-a", &RawIpam::default(), &[], &Node::default()).unwrap_err(), Error::NoRanges));
 }

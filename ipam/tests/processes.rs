@@ -11,7 +11,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use ipam::{Error, Owner, Pool, Prior, RawIpam, Request};
+use ipam::{Error, Node, Owner, Pool, Prior, RawIpam, Request};
 
 const WAIT: Duration = Duration::from_secs(60);
 
@@ -21,7 +21,7 @@ fn pool(data: &Path) -> Pool {
         data.display()
     );
     let raw: RawIpam = serde_json::from_str(&json).unwrap();
-    Pool::new("net-a", &raw, &[]).unwrap()
+    Pool::new("net-a", &raw, &[], &Node::default()).unwrap()
 }
 
 fn owner(container: &str) -> Owner {

@@ -6,7 +6,10 @@ use std::{
     time::Duration,
 };
 
-use crate::cni::{Error, Object};
+use crate::{
+    cni::{Error, Object},
+    node::NODE_FILE,
+};
 
 /// The keys of every network configuration, which we pass over or the protocol reads.
 pub const CNI_KEYS: [&str; 13] = [
@@ -27,7 +30,7 @@ pub const CNI_KEYS: [&str; 13] = [
 /// The keys of GC's list of valid attachments.
 const GC_KEYS: [&str; 2] = ["cni.dev/valid-attachments", "cni.dev/attachments"];
 /// Keys of ours and of Multus that have an effect here.
-const KNOWN_KEYS: [&str; 20] = [
+const KNOWN_KEYS: [&str; 21] = [
     "clusterNetwork",
     "delegates",
     "confDir",
@@ -37,6 +40,7 @@ const KNOWN_KEYS: [&str; 20] = [
     "kubeconfig",
     "manifestDir",
     "nodeName",
+    "nodeFile",
     "namespaceIsolation",
     "globalNamespaces",
     "readinessindicatorfile",
@@ -79,6 +83,8 @@ pub struct Settings {
     pub manifest_dir: Option<PathBuf>,
     /// The node's name (`nodeName`).
     pub node_name: String,
+    /// Its name and labels, for pools that depend on the node (`nodeFile`).
+    pub node_file: PathBuf,
     /// Whether pods may only use definitions of their own and the global namespaces (`namespaceIsolation`).
     pub namespace_isolation: bool,
     /// Namespaces whose definitions everyone may use (`globalNamespaces`).
@@ -131,6 +137,7 @@ impl Settings {
             kubeconfig: optional("kubeconfig")?,
             manifest_dir: optional("manifestDir")?,
             node_name: conf.text("nodeName")?,
+            node_file: path("nodeFile", NODE_FILE)?,
             namespace_isolation: conf.switch("namespaceIsolation")?,
             global_namespaces: names(&conf.text("globalNamespaces")?, "default"),
             readiness_file: optional("readinessindicatorfile")?,
@@ -171,6 +178,7 @@ impl Settings {
             kubeconfig: None,
             manifest_dir: None,
             node_name: String::new(),
+            node_file: NODE_FILE.into(),
             namespace_isolation: false,
             global_namespaces: BTreeSet::new(),
             readiness_file: None,

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use ipam::{Error, Owner, Pool, Prior, RawIpam, Request, requested_addresses};
+use ipam::{Error, Node, Owner, Pool, Prior, RawIpam, Request, requested_addresses};
 use serde_json::{Value, json};
 
 const WAIT: Duration = Duration::from_secs(60);
@@ -81,7 +81,7 @@ pub(crate) fn theirs(plugin: &Path, verb: &str, call: &Call, side: &Side) -> Ans
 
 pub(crate) fn our_pool(side: &Side) -> Result<Pool, Error> {
     let raw: RawIpam = serde_json::from_value(side.ipam.clone()).unwrap();
-    Pool::new("net-a", &raw, &[])
+    Pool::new("net-a", &raw, &[], &Node::default())
 }
 
 /// The answer to an ADD.

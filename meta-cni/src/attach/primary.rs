@@ -11,11 +11,10 @@ use tokio::time::{Instant, sleep};
 use crate::{
     cluster::Cluster,
     cni::{Error, Object, PluginList, files_in, names_meta_plugin},
+    node::SUBNET_FILE,
     settings::Settings,
 };
 
-/// Where Flannel's plugin looks for its subnet, unless its configuration says otherwise.
-const SUBNET_FILE: &str = "/run/flannel/subnet.env";
 /// After which time a file that is not there yet is looked for again: the first time, and at most.
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);

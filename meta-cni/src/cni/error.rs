@@ -280,6 +280,7 @@ fn address_code(error: &ipam::Error) -> u32 {
     use ipam::Error as E;
     match error {
         E::RequestedGateway { .. }
+        | E::RequestedExcluded { .. }
         | E::Taken { .. }
         | E::Duplicate { .. }
         | E::Exhausted { .. }
@@ -304,6 +305,16 @@ fn address_code(error: &ipam::Error) -> u32 {
         | E::StaticEnvironment { .. }
         | E::StaticRequested { .. }
         | E::StaticGateway { .. }
+        | E::NothingToGive { .. }
+        | E::ExcludeHostBits { .. }
+        | E::ExcludeOutside { .. }
+        | E::RangesTwice
+        | E::NodeEntry { .. }
+        | E::NodeRanges { .. }
+        | E::NoEntry { .. }
+        | E::NoSlice
+        | E::PodRange { .. }
+        | E::SliceTooSmall { .. }
         | E::NetworkName { .. }
         | E::DataDir { .. }
         | E::Owner { .. } => 7,

@@ -5,7 +5,10 @@ use std::net::IpAddr;
 use ipam::{Owner, Pool, RawIpam, RawRange, requested_addresses};
 use serde::Deserialize;
 
-use crate::cni::{Error, Invocation, Object, SpecVersion, ips_of_args, refuse_several_of_a_family};
+use crate::{
+    cni::{Error, Invocation, Object, SpecVersion, ips_of_args, refuse_several_of_a_family},
+    node::Sources,
+};
 
 /// The `ipam` object as it was written.
 pub(super) fn raw_ipam(conf: &Object) -> Result<RawIpam, Error> {
@@ -16,7 +19,9 @@ pub(super) fn raw_ipam(conf: &Object) -> Result<RawIpam, Error> {
 pub(super) fn pool(conf: &Object, version: SpecVersion) -> Result<Pool, Error> {
     let runtime = runtime_config(conf)?;
     let extra: Vec<Vec<RawRange>> = runtime.get("ipRanges")?.unwrap_or_default();
-    let pool = Pool::new(&conf.text("name")?, &raw_ipam(conf)?, &extra)?;
+    let (network, raw) = (conf.text("name")?, raw_ipam(conf)?);
+    let node = Sources::default().node(&raw, &network)?;
+    let pool = Pool::new(&network, &raw, &extra, &node)?;
     refuse_several_of_a_family(&pool, version)?;
     Ok(pool)
 }

@@ -1,5 +1,7 @@
 //! The addresses of what is attached in-process: host-local's pools, `static`, or an IPAM plugin that is executed.
 
+use ipam::{Pool, Prior, RawIpam, RawRange, Request, StaticAddresses, StaticRequest, Store, requested_addresses};
+
 use super::LOCK_PATIENCE;
 use crate::{
     attach::{
@@ -7,9 +9,9 @@ use crate::{
         record::{PoolAddresses, Record},
     },
     cni::{CniArgs, CniResult, Dns, Error, Ip, Object, PluginList, Route, ips_of_args, refuse_several_of_a_family},
+    node::Sources,
     settings::judge,
 };
-use ipam::{Pool, Prior, RawIpam, RawRange, Request, StaticAddresses, StaticRequest, Store, requested_addresses};
 
 /// Where the addresses of an attachment come from.
 pub(super) enum BuiltinIpam {
@@ -20,6 +22,16 @@ pub(super) enum BuiltinIpam {
     /// They are in the configuration.
     Static(StaticAddresses),
     /// A plugin gives them.
+    Executed(String),
+}
+
+/// To whom the addresses of an attachment are given back.
+pub(super) enum Giver {
+    /// There are none, or nobody keeps them.
+    Nobody,
+    /// A pool in host-local's store.
+    Pool(Store),
+    /// A plugin.
     Executed(String),
 }
 
@@ -47,21 +59,8 @@ impl Engine {
         args: &CniArgs,
         network: &str,
     ) -> Result<BuiltinIpam, Error> {
-        let Some(object) = list.plugins.first().and_then(|plugin| plugin.object.raw("ipam")) else {
-            return Ok(BuiltinIpam::None);
-        };
-        let wrong = |problem: serde_json::Error| {
-            Error::Config(format!("\"ipam\" of {network} is not what it should be: {problem}"))
-        };
-        let named: Object = serde_json::from_str(object.get()).map_err(wrong)?;
-        let kind = named.text("type")?;
-        if kind.is_empty() {
-            return Ok(BuiltinIpam::None);
-        }
-        if !self.settings.builtins.contains(&kind) || kind == "sriov" {
-            return Ok(BuiltinIpam::Executed(kind));
-        }
-        let raw: RawIpam = serde_json::from_str(object.get()).map_err(wrong)?;
+        let Some((kind, raw)) = self.raw_ipam(list, network)? else { return Ok(BuiltinIpam::None) };
+        let Some(raw) = raw else { return Ok(BuiltinIpam::Executed(kind)) };
         let unknown = raw.unknown_keys();
         let unknown: Vec<&str> = unknown.iter().map(String::as_str).chain(raw.ineffective_keys()).collect();
         let place = format!("\"ipam\" of the definition {network}");
@@ -77,10 +76,40 @@ impl Engine {
             return Ok(BuiltinIpam::Static(StaticAddresses::new(&raw, &request)?));
         }
         let extra: Vec<Vec<RawRange>> = runtime_config.get("ipRanges")?.unwrap_or_default();
-        let pool = Box::new(Pool::new(&list.name, &raw, &extra)?);
+        let node = Sources::with(&self.settings.node_name, &self.settings.node_file).node(&raw, network)?;
+        let pool = Box::new(Pool::new(&list.name, &raw, &extra, &node)?);
         refuse_several_of_a_family(&pool, list.version)?;
         let requested = requested_addresses(environment, &of_args, &runtime)?;
         Ok(BuiltinIpam::Pool { pool, requested })
+    }
+
+    /// Who has to be told that addresses of a list's first plugin are given back. Neither the ranges nor the node count:
+    /// they may have been changed, or be wrong, since the addresses were given.
+    pub(super) fn giver(&self, list: &PluginList, network: &str) -> Result<Giver, Error> {
+        Ok(match self.raw_ipam(list, network)? {
+            None => Giver::Nobody,
+            Some((kind, None)) => Giver::Executed(kind),
+            Some((kind, Some(_))) if kind == "static" => Giver::Nobody,
+            Some((_, Some(raw))) => Giver::Pool(Store::new(Pool::directory_of(&list.name, &raw)?, LOCK_PATIENCE)),
+        })
+    }
+
+    /// The type of the `ipam` object of a list's first plugin, and the object itself if that type is built in.
+    fn raw_ipam(&self, list: &PluginList, network: &str) -> Result<Option<(String, Option<RawIpam>)>, Error> {
+        let Some(object) = list.plugins.first().and_then(|plugin| plugin.object.raw("ipam")) else { return Ok(None) };
+        let wrong = |problem: serde_json::Error| {
+            Error::Config(format!("\"ipam\" of {network} is not what it should be: {problem}"))
+        };
+        let named: Object = serde_json::from_str(object.get()).map_err(wrong)?;
+        let kind = named.text("type")?;
+        if kind.is_empty() {
+            return Ok(None);
+        }
+        if !self.settings.builtins.contains(&kind) || kind == "sriov" {
+            return Ok(Some((kind, None)));
+        }
+        let raw = serde_json::from_str(object.get()).map_err(wrong)?;
+        Ok(Some((kind, Some(raw))))
     }
 
     /// Removes leases that name nobody, in all pools. host-local writes a lease after it has made the file, so a power cut

@@ -7,7 +7,7 @@ use sandbox::{IfName, Netns, Rtnl};
 use serde_json::Value;
 use sriov::{Cached, PciAddress, SriovCni, VfLock, release_cached};
 
-use super::{LOCK_PATIENCE, addresses::BuiltinIpam, sysfs};
+use super::{LOCK_PATIENCE, addresses::Giver, sysfs};
 use crate::{
     attach::{Engine, open_netns},
     cni::{Command, Error, Invocation, PluginList, chain},
@@ -33,20 +33,18 @@ impl Engine {
     pub(in crate::attach) async fn del_unrecorded_vf(&self) -> Result<(), Error> {
         let attachment = self.alone()?;
         let list = attachment.additions.apply(attachment.list.clone())?;
-        let ipam = self.ipam(&list, &attachment.runtime_config, &attachment.args, &attachment.network).unwrap_or_else(
-            |error| {
-                tracing::warn!(%error, "no addresses are given back: the configuration does not say from where");
-                BuiltinIpam::None
-            },
-        );
+        let giver = self.giver(&list, &attachment.network).unwrap_or_else(|error| {
+            tracing::warn!(%error, "no addresses are given back: the configuration does not say from where");
+            Giver::Nobody
+        });
         // The daemon of dhcp speaks to the server over the interface.
-        let first = matches!(&ipam, BuiltinIpam::Executed(kind) if kind == "dhcp");
+        let first = matches!(&giver, Giver::Executed(kind) if kind == "dhcp");
         if first {
-            self.release_unrecorded(&list, &ipam).await?;
+            self.release_unrecorded(&list, &giver).await?;
         }
         let taken_over = self.give_back_cached().await?;
         if !first {
-            self.release_unrecorded(&list, &ipam).await?;
+            self.release_unrecorded(&list, &giver).await?;
         }
         let Some(taken_over) = taken_over else { return Ok(()) };
         let files = SriovCni::of_node();
@@ -139,15 +137,15 @@ impl Engine {
     }
 
     /// Gives back the addresses of an attachment that has no record. Idempotent, as DEL of every IPAM plugin is.
-    async fn release_unrecorded(&self, list: &PluginList, ipam: &BuiltinIpam) -> Result<(), Error> {
-        match ipam {
-            BuiltinIpam::None | BuiltinIpam::Static(_) => Ok(()),
-            BuiltinIpam::Pool { pool, .. } => {
+    async fn release_unrecorded(&self, list: &PluginList, giver: &Giver) -> Result<(), Error> {
+        match giver {
+            Giver::Nobody => Ok(()),
+            Giver::Pool(store) => {
                 let owner = ipam::Owner::new(&self.invocation.container, &self.invocation.if_name)?;
-                pool.store(LOCK_PATIENCE).release(&owner, None)?;
+                store.release(&owner, None)?;
                 Ok(())
             }
-            BuiltinIpam::Executed(kind) => {
+            Giver::Executed(kind) => {
                 let Some(plugin) = list.plugins.first() else { return Ok(()) };
                 let alive = open_netns(&self.invocation.netns)?.is_some();
                 let netns = if alive { self.invocation.netns.as_str() } else { "" };

@@ -6,7 +6,10 @@ use sandbox::{Links as _, Netns, Rtnl};
 use serde_json::Value;
 use sriov::{PciAddress, PfDevice};
 
-use super::{LOCK_PATIENCE, addresses::BuiltinIpam, sysfs};
+use super::{
+    addresses::{BuiltinIpam, Giver},
+    sysfs,
+};
 use crate::{
     attach::Engine,
     cni::{Error, Plugin, PluginList, chain, find_plugin},
@@ -91,15 +94,15 @@ impl Engine {
     pub(in crate::attach) async fn gc_addresses(&self, listed: &Value, keep: &[(&str, &str)]) -> Result<(), Error> {
         let attachment = self.alone()?;
         let list = attachment.additions.apply(attachment.list.clone())?;
-        match self.ipam(&list, &attachment.runtime_config, &attachment.args, &attachment.network)? {
-            BuiltinIpam::None | BuiltinIpam::Static(_) => Ok(()),
-            BuiltinIpam::Pool { pool, .. } => {
+        match self.giver(&list, &attachment.network)? {
+            Giver::Nobody => Ok(()),
+            Giver::Pool(store) => {
                 let owners: Result<Vec<_>, _> =
                     keep.iter().map(|(container, interface)| ipam::Owner::new(container, interface)).collect();
-                pool.store(LOCK_PATIENCE).release_all_but(&owners?)?;
+                store.release_all_but(&owners?)?;
                 Ok(())
             }
-            BuiltinIpam::Executed(kind) => {
+            Giver::Executed(kind) => {
                 let scene = self.bare_scene("", self.invocation.args.clone());
                 chain::gc(&as_list_of(&list, kind), listed, &scene).await
             }

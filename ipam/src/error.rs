@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use crate::Holder;
+use crate::{Holder, Reason};
 
 /// An error of this crate. The `set` of a variant is the index of the range set in the effective configuration:
 /// runtime ranges first, then the single range, then `ranges`.
@@ -295,12 +295,34 @@ pub enum Error {
         container: String,
     },
     /// No address is left.
-    #[error("failed to allocate for range {set}: no IP addresses available in range set: {ranges}")]
+    #[error("failed to allocate for range {set}: no IP addresses available in range set: {ranges}{}", waiting(.withheld.as_ref()))]
     Exhausted {
         /// The range set.
         set: usize,
         /// The ranges of the set.
         ranges: String,
+        /// How many of its addresses nobody has but are withheld, and how long the first of them still is.
+        withheld: Option<(usize, Duration)>,
+    },
+    /// A requested address is withheld.
+    #[error("failed to allocate for range {set}: requested IP address {address} is withheld for another {} s: {reason}", .left.as_secs())]
+    Withheld {
+        /// The range set.
+        set: usize,
+        /// The address.
+        address: IpAddr,
+        /// How long it still is.
+        left: Duration,
+        /// Why.
+        reason: Reason,
+    },
+    /// Addresses of several pools are asked for under one lock.
+    #[error("addresses of {} and of {} are asked for at once: each pool has its own lock", .one.display(), .other.display())]
+    SeveralPools {
+        /// The directory of the first request.
+        one: PathBuf,
+        /// Another one's.
+        other: PathBuf,
     },
     /// Requested addresses that no range set could serve, or two for one set.
     #[error("failed to allocate all requested IPs: {}", spaced(.addresses))]
@@ -351,6 +373,13 @@ impl Error {
 
 fn spaced(addresses: &[IpAddr]) -> String {
     addresses.iter().map(IpAddr::to_string).collect::<Vec<_>>().join(" ")
+}
+
+fn waiting(withheld: Option<&(usize, Duration)>) -> String {
+    withheld.map_or_else(String::new, |(count, next)| match count {
+        1 => format!("; 1 address is withheld, until {} s from now", next.as_secs()),
+        _ => format!("; {count} addresses are withheld, the next until {} s from now", next.as_secs()),
+    })
 }
 
 fn named(holder: Option<&Holder>) -> String {

@@ -39,21 +39,25 @@ pub(crate) fn read_claim(path: &Path) -> Result<Option<Claim>, Error> {
         Err(error) => {
             return match error.raw_os_error().map(Errno::from_raw) {
                 Some(Errno::ENOENT) => Ok(None),
-                Some(Errno::ELOOP | Errno::ENXIO) => Ok(Some(Claim::Foreign)),
+                Some(Errno::ELOOP | Errno::ENXIO) => Ok(Some(no_plain_file())),
                 _ => Err(Error::io("open", path, error)),
             };
         }
     };
     let failed = |error| Error::io("read", path, error);
     if !file.metadata().map_err(failed)?.is_file() {
-        return Ok(Some(Claim::Foreign));
+        return Ok(Some(no_plain_file()));
     }
     let mut content = Vec::new();
     file.take(LONGEST_CLAIM + 1).read_to_end(&mut content).map_err(failed)?;
     if u64::try_from(content.len()).is_ok_and(|length| length > LONGEST_CLAIM) {
-        return Ok(Some(Claim::Foreign));
+        return Ok(Some(Claim::Foreign("more than a lease's words".to_owned())));
     }
     Ok(Some(Claim::read(&content)))
+}
+
+fn no_plain_file() -> Claim {
+    Claim::Foreign("no plain file".to_owned())
 }
 
 /// Makes the lease file of `address`: complete from the moment it can be seen. An orphan in its place is removed.
@@ -233,7 +237,7 @@ mod tests {
         nix::unistd::mkfifo(&at("10.0.0.4"), Mode::S_IRUSR).unwrap();
         fs::write(at("10.0.0.5"), vec![b'a'; 5000]).unwrap();
         for name in ["10.0.0.2", "10.0.0.3", "10.0.0.4", "10.0.0.5"] {
-            assert_eq!(read_claim(&at(name)).unwrap(), Some(Claim::Foreign), "{name}");
+            assert!(matches!(read_claim(&at(name)).unwrap(), Some(Claim::Foreign(_))), "{name}");
         }
         assert_eq!(read_claim(&at("10.0.0.6")).unwrap(), None);
     }

@@ -9,9 +9,12 @@
 
 mod address;
 mod allocate;
+mod beside;
 mod config;
 mod error;
 mod exclude;
+mod held;
+mod index;
 mod lease;
 mod lock;
 mod node;
@@ -19,11 +22,14 @@ mod owner;
 mod pool;
 mod range;
 mod request;
+mod reserve;
 mod resolv_conf;
 mod route;
 mod static_addresses;
 mod store;
+mod unchanged;
 mod vacancy;
+mod withheld;
 
 pub use config::{RawAddress, RawIpam, RawNodeRanges, RawRange, RawRoute};
 pub use error::Error;
@@ -33,7 +39,9 @@ pub use owner::Owner;
 pub use pool::{DEFAULT_DATA_DIR, Pool, Reservation};
 pub use range::{IpRange, RangeSet};
 pub use request::{Prior, Request, requested_addresses};
+pub use reserve::reserve_all;
 pub use resolv_conf::Dns;
 pub use route::Route;
 pub use static_addresses::{StaticAddress, StaticAddresses, StaticRequest};
-pub use store::{Released, Store};
+pub use store::{Known, Lease, Released, Store};
+pub use withheld::{Reason, Withheld};

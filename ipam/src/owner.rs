@@ -57,7 +57,7 @@ pub(crate) enum Claim {
     /// The container alone, as host-local wrote before it knew interfaces: any interface of it may be meant.
     OfContainer(String),
     /// Words no CNI program writes, say an administrator's note: held, and nobody's to give back.
-    Foreign,
+    Foreign(String),
     /// Nothing, or bytes that are no text: what a writer leaves that died between creating and writing the file, or
     /// a power cut. While the pool's lock is held nobody is about to write it, so it stands for no one.
     Orphan,
@@ -72,9 +72,11 @@ impl Claim {
             return Claim::Orphan;
         }
         match text.split_once(SEPARATOR) {
-            Some((container, interface)) => Owner::new(container, interface).map_or(Claim::Foreign, Claim::Of),
+            Some((container, interface)) => {
+                Owner::new(container, interface).map_or_else(|_| Claim::Foreign(text.to_owned()), Claim::Of)
+            }
             None if is_name(text) => Claim::OfContainer(text.to_owned()),
-            None => Claim::Foreign,
+            None => Claim::Foreign(text.to_owned()),
         }
     }
 
@@ -83,7 +85,7 @@ impl Claim {
         match self {
             Claim::Of(found) => found == owner,
             Claim::OfContainer(container) => *container == owner.container,
-            Claim::Foreign | Claim::Orphan => false,
+            Claim::Foreign(_) | Claim::Orphan => false,
         }
     }
 
@@ -92,7 +94,7 @@ impl Claim {
         match self {
             Claim::Of(owner) => Some(&owner.container),
             Claim::OfContainer(container) => Some(container),
-            Claim::Foreign | Claim::Orphan => None,
+            Claim::Foreign(_) | Claim::Orphan => None,
         }
     }
 }
@@ -126,8 +128,8 @@ mod tests {
             (b"\0\0\0\0", Claim::Orphan),
             (b"c0ffee\r\n\0\0\0\0", Claim::Orphan),
             (b"\xff\xfe\xfd", Claim::Orphan),
-            (b"reserved for the printer", Claim::Foreign),
-            (b"c0ffee\neth0", Claim::Foreign),
+            (b"reserved for the printer", Claim::Foreign("reserved for the printer".to_owned())),
+            (b"c0ffee\neth0", Claim::Foreign("c0ffee\neth0".to_owned())),
         ];
         for (content, claim) in table {
             assert_eq!(Claim::read(content), claim, "{content:?}");

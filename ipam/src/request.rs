@@ -14,6 +14,8 @@ pub enum Prior {
     /// The caller's own records show that the owner has none here. Nothing is read, and the cost of a reservation
     /// does not grow with the pool. If the records are wrong the owner gets a second address and keeps the first.
     NoneKnown,
+    /// Nothing, but the index beside the pool is asked in place of every file. It is made when there is none.
+    Indexed,
 }
 
 /// A request for one address of every range set.

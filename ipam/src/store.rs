@@ -1,23 +1,24 @@
 //! One pool's directory: who holds what, and giving it back. The format is host-local's.
 
 use std::collections::HashSet;
-use std::fs::{self, DirBuilder};
-use std::io;
+use std::fs::DirBuilder;
 use std::net::IpAddr;
 use std::os::unix::fs::DirBuilderExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::lease::{self, CURSOR_DRAFT, DRAFT};
-use crate::lock::PoolLock;
-use crate::owner::Claim;
-use crate::{Error, Owner, address};
+use crate::held::{Held, Pass};
+use crate::index::Entry;
+use crate::owner::{Claim, is_name};
+use crate::withheld::Quarantine;
+use crate::{Error, Owner, Reason, Withheld, lease};
 
 /// The directory of a pool, `DATA_DIR/NETWORK`. It need not exist: then nothing is held.
 #[derive(Debug, Clone)]
 pub struct Store {
     directory: PathBuf,
     lock_wait: Duration,
+    cool_down: Duration,
 }
 
 /// A lease that [`Store::release_all_but`] removed.
@@ -29,46 +30,94 @@ pub struct Released {
     pub container: Option<String>,
 }
 
+/// What a lease file says.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Lease {
+    /// The address.
+    pub address: IpAddr,
+    /// The container it is held for; `None` if the file names nobody (an orphan). Words that no CNI program writes stand
+    /// here, too: [`Lease::is_foreign`].
+    pub container: Option<String>,
+    /// The interface in the container; older versions of host-local did not write it.
+    pub interface: Option<String>,
+}
+
+impl Lease {
+    /// Whether the file has words in it that no CNI program writes, or is no plain file: an administrator's, and nobody's
+    /// to give back.
+    pub fn is_foreign(&self) -> bool {
+        self.container.as_ref().is_some_and(|container| !is_name(container))
+    }
+
+    fn new(address: IpAddr, claim: Claim) -> Lease {
+        let (container, interface) = match claim {
+            Claim::Of(owner) => (Some(owner.container().to_owned()), Some(owner.interface().to_owned())),
+            Claim::OfContainer(words) | Claim::Foreign(words) => (Some(words), None),
+            Claim::Orphan => (None, None),
+        };
+        Lease { address, container, interface }
+    }
+
+    /// Whether a file with this claim is still this lease, and somebody's to give back.
+    fn is(&self, claim: &Claim) -> bool {
+        let (container, interface) = (self.container.as_deref(), self.interface.as_deref());
+        match claim {
+            Claim::Of(owner) => container == Some(owner.container()) && interface == Some(owner.interface()),
+            Claim::OfContainer(found) => container == Some(found) && interface.is_none(),
+            Claim::Orphan => container.is_none() && interface.is_none(),
+            Claim::Foreign(_) => false,
+        }
+    }
+}
+
+/// What a caller knows of the addresses that an owner gives back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Known<'a> {
+    /// The caller's own record has them: only their files are looked at, whatever the size of the pool.
+    Addresses(&'a [IpAddr]),
+    /// The index beside the pool is asked; what it does not know, or is wrong about, is looked for in every file.
+    Indexed,
+    /// Nothing: every file is read.
+    Nothing,
+}
+
 impl Store {
     /// The pool in `directory`; its lock is waited for at most `lock_wait` in each call.
     pub fn new(directory: impl Into<PathBuf>, lock_wait: Duration) -> Store {
-        Store { directory: directory.into(), lock_wait }
+        Store { directory: directory.into(), lock_wait, cool_down: Duration::ZERO }
+    }
+
+    /// The same, but addresses that are given back are not given out again for `cool_down`.
+    #[must_use]
+    pub fn cooling_down(self, cool_down: Duration) -> Store {
+        Store { cool_down, ..self }
     }
 
     /// Gives back what `owner` holds and says which addresses that were. What is gone already, or has passed to
     /// somebody else, is left alone; files of the old format (container ID alone) count as the owner's.
     ///
-    /// With the addresses `known` from the caller's record only their files are looked at, whatever the size of the
-    /// pool. With `None` every file is read, and the old format counts only if nothing is found in the new one, as
-    /// in host-local.
+    /// Where every file is read the old format counts only if nothing is found in the new one, as in host-local.
     ///
     /// # Errors
     /// [`Error::LockTimeout`] and [`Error::Io`]; everything that can be given back has been given back by then.
-    pub fn release(&self, owner: &Owner, known: Option<&[IpAddr]>) -> Result<Vec<IpAddr>, Error> {
+    pub fn release(&self, owner: &Owner, known: Known<'_>) -> Result<Vec<IpAddr>, Error> {
         let Some(held) = self.lock()? else { return Ok(Vec::new()) };
-        let mut pass = Pass::default();
+        let mut pass = Pass::cooling_down(held.directory, self.cool_down);
         match known {
-            Some(addresses) => {
-                for address in addresses {
-                    let path = lease::path_of(held.directory, *address);
-                    pass.remove_if(&path, address.to_canonical(), |claim| claim.is_of(owner));
+            Known::Addresses(addresses) => pass.remove_known(&held, owner, addresses),
+            Known::Indexed => {
+                if let Some(Entry::Addresses(addresses)) = held.indexed()?.map(|_| held.index().entry(owner)) {
+                    pass.remove_known(&held, owner, &addresses);
+                }
+                if pass.removed.is_empty() && pass.error.is_none() {
+                    // Another program may have made them; also in the place of those that we know.
+                    pass.remove_all_of(&held, owner)?;
+                }
+                if pass.error.is_none() {
+                    held.index().drop_entry(owner);
                 }
             }
-            None => {
-                let mut old = Vec::new();
-                for (address, path) in held.files()? {
-                    let mut is_old = false;
-                    pass.remove_if(&path, address, |claim| {
-                        is_old = matches!(claim, Claim::OfContainer(_)) && claim.is_of(owner);
-                        matches!(claim, Claim::Of(found) if found == owner)
-                    });
-                    old.extend(is_old.then_some((address, path)));
-                }
-                old.retain(|_| pass.removed.is_empty());
-                for (address, path) in &old {
-                    pass.remove_if(path, *address, |claim| claim.is_of(owner));
-                }
-            }
+            Known::Nothing => pass.remove_all_of(&held, owner)?,
         }
         pass.remove_drafts(held.directory);
         pass.finish().map(|removed| removed.into_iter().map(|lease| lease.address).collect())
@@ -110,6 +159,60 @@ impl Store {
         }
     }
 
+    /// Every lease of the pool, orphans and foreign words included, in the order of the file names. Reads the whole pool,
+    /// under its lock: nobody is about to write one.
+    ///
+    /// # Errors
+    /// [`Error::LockTimeout`] and [`Error::Io`].
+    pub fn leases(&self) -> Result<Vec<Lease>, Error> {
+        let Some(held) = self.lock()? else { return Ok(Vec::new()) };
+        let mut leases = Vec::new();
+        for (address, path) in held.files()? {
+            leases.extend(lease::read_claim(&path)?.map(|claim| Lease::new(address, claim)));
+        }
+        Ok(leases)
+    }
+
+    /// Gives back those of the leases `dead` whose files still say the same: what has passed to somebody else meanwhile is
+    /// left alone. Looks at their files only.
+    ///
+    /// # Errors
+    /// [`Error::LockTimeout`] and [`Error::Io`]; everything that can be given back has been given back by then.
+    pub fn reclaim(&self, dead: &[Lease]) -> Result<Vec<Released>, Error> {
+        let Some(held) = self.lock()? else { return Ok(Vec::new()) };
+        let mut pass = Pass::default();
+        for lease in dead {
+            let path = lease::path_of(held.directory, lease.address);
+            pass.remove_if(&path, lease.address.to_canonical(), |claim| lease.is(claim));
+        }
+        pass.remove_drafts(held.directory);
+        for (owner, address) in std::mem::take(&mut pass.owners) {
+            pass.note(held.index().forget(&owner, &[address]));
+        }
+        pass.finish()
+    }
+
+    /// Holds an address back: it is not given out for `time`, counted from now, unless the machine boots. Makes the pool's
+    /// directory if there is none.
+    ///
+    /// # Errors
+    /// [`Error::LockTimeout`] and [`Error::Io`].
+    pub fn withhold(&self, address: IpAddr, time: Duration, reason: &Reason) -> Result<(), Error> {
+        let held = self.lock_or_create()?;
+        Quarantine::of(held.directory).add(address, time, reason)
+    }
+
+    /// The addresses that are held back, in their order.
+    ///
+    /// # Errors
+    /// [`Error::LockTimeout`] and [`Error::Io`].
+    pub fn withheld(&self) -> Result<Vec<Withheld>, Error> {
+        match self.lock()? {
+            Some(held) => Quarantine::of(held.directory).all(),
+            None => Ok(Vec::new()),
+        }
+    }
+
     /// Gives back every lease whose owner is not in `keep`, and what stands for nobody. Files of the old format stay
     /// if their container is in `keep` with any interface; words no CNI program writes stay. An empty `keep` keeps
     /// nobody. Reads the whole pool; the caller sees to it that no attachment is being made meanwhile.
@@ -120,16 +223,16 @@ impl Store {
         let Some(held) = self.lock()? else { return Ok(Vec::new()) };
         let owners: HashSet<&Owner> = keep.iter().collect();
         let containers: HashSet<&str> = keep.iter().map(Owner::container).collect();
-        let mut pass = Pass::default();
+        let mut pass = Pass::cooling_down(held.directory, self.cool_down);
         for (address, path) in held.files()? {
             pass.remove_if(&path, address, |claim| match claim {
                 Claim::Of(owner) => !owners.contains(owner),
                 Claim::OfContainer(container) => !containers.contains(container.as_str()),
                 Claim::Orphan => true,
-                Claim::Foreign => false,
+                Claim::Foreign(_) => false,
             });
         }
-        pass.remove_drafts(held.directory);
+        pass.tidy(&held);
         pass.finish()
     }
 
@@ -144,7 +247,7 @@ impl Store {
         for (address, path) in held.files()? {
             pass.remove_if(&path, address, |claim| *claim == Claim::Orphan);
         }
-        pass.remove_drafts(held.directory);
+        pass.tidy(&held);
         pass.finish()
     }
 
@@ -162,100 +265,6 @@ impl Store {
     }
 
     fn lock(&self) -> Result<Option<Held<'_>>, Error> {
-        let lock = PoolLock::take(&self.directory, self.lock_wait)?;
-        Ok(lock.map(|lock| Held { directory: &self.directory, _lock: lock }))
-    }
-}
-
-/// A pool while its lock is held: only then may it be changed.
-#[derive(Debug)]
-pub(crate) struct Held<'a> {
-    pub(crate) directory: &'a Path,
-    _lock: PoolLock,
-}
-
-impl Held<'_> {
-    /// Who claims `address`; `None` if it is free. An orphan is free: under the lock nobody is about to write it.
-    pub(crate) fn claim(&self, address: IpAddr) -> Result<Option<Claim>, Error> {
-        let claim = lease::read_claim(&lease::path_of(self.directory, address))?;
-        Ok(claim.filter(|claim| *claim != Claim::Orphan))
-    }
-
-    /// Every address that `owner` holds, in the order of the file names.
-    pub(crate) fn held_by(&self, owner: &Owner) -> Result<Vec<IpAddr>, Error> {
-        let mut found = Vec::new();
-        for (address, path) in self.files()? {
-            if lease::read_claim(&path)?.is_some_and(|claim| claim.is_of(owner)) {
-                found.push(address);
-            }
-        }
-        Ok(found)
-    }
-
-    /// Every address that has a file under the name it is looked up by. Reads names only.
-    pub(crate) fn names(&self) -> Result<HashSet<IpAddr>, Error> {
-        let files = self.files()?.into_iter();
-        Ok(files
-            .filter(|(address, path)| lease::path_of(self.directory, *address) == *path)
-            .map(|(ip, _)| ip)
-            .collect())
-    }
-
-    /// The files named by an address, in the order of their names; `lock`, `last_reserved_ip.*` and drafts are not.
-    fn files(&self) -> Result<Vec<(IpAddr, PathBuf)>, Error> {
-        let failed = |error: io::Error| Error::io("list", self.directory, error);
-        let mut files = Vec::new();
-        for entry in fs::read_dir(self.directory).map_err(failed)? {
-            let name = entry.map_err(failed)?.file_name();
-            if let Some(address) = name.to_str().and_then(address::parse) {
-                files.push((address, self.directory.join(name)));
-            }
-        }
-        files.sort_by(|(_, one), (_, other)| one.cmp(other));
-        Ok(files)
-    }
-}
-
-/// One walk that gives back: goes on after an error, and reports the first.
-#[derive(Default)]
-struct Pass {
-    removed: Vec<Released>,
-    error: Option<Error>,
-}
-
-impl Pass {
-    fn remove_if(&mut self, path: &Path, address: IpAddr, condemned: impl FnOnce(&Claim) -> bool) {
-        let outcome = match lease::read_claim(path) {
-            Ok(Some(claim)) if condemned(&claim) => lease::remove(path).map(|was_there| was_there.then_some(claim)),
-            Ok(_) => Ok(None),
-            Err(error) => Err(error),
-        };
-        match outcome {
-            Ok(Some(claim)) => {
-                self.removed.push(Released { address, container: claim.container().map(str::to_owned) });
-            }
-            Ok(None) => {}
-            Err(error) => self.note(Err(error)),
-        }
-    }
-
-    /// What a process leaves that is killed while it writes; under the lock there is no other writer.
-    fn remove_drafts(&mut self, directory: &Path) {
-        for draft in [DRAFT, CURSOR_DRAFT] {
-            self.note(lease::remove(&directory.join(draft)).map(drop));
-        }
-    }
-
-    fn note(&mut self, outcome: Result<(), Error>) {
-        if let Err(error) = outcome {
-            self.error.get_or_insert(error);
-        }
-    }
-
-    fn finish(self) -> Result<Vec<Released>, Error> {
-        match self.error {
-            Some(error) => Err(error),
-            None => Ok(self.removed),
-        }
+        Held::take(&self.directory, self.lock_wait)
     }
 }

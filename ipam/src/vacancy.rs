@@ -1,12 +1,11 @@
 //! Whether a pool could give an address now, for a node's STATUS.
 
-use std::collections::HashSet;
 use std::io;
 use std::time::Duration;
 
 use nix::unistd::{AccessFlags, access};
 
-use crate::allocate::{Candidates, first_free};
+use crate::reserve::Choice;
 use crate::{Error, Pool};
 
 impl Pool {
@@ -21,15 +20,9 @@ impl Pool {
         let held = store.lock_or_create()?;
         access(&self.directory, AccessFlags::W_OK)
             .map_err(|errno| Error::io("write in", &self.directory, io::Error::from(errno)))?;
-        let names: HashSet<_> = held.names()?;
+        let mut choice = Choice::on(&held);
         for (index, set) in self.sets.iter().enumerate() {
-            let candidates = Candidates::after(set, None);
-            let free = match first_free(candidates.clone(), |address| Ok(names.contains(&address)))? {
-                // Every name is there: some may stand for nobody.
-                None => first_free(candidates, |address| Ok(held.claim(address)?.is_some()))?,
-                found => found,
-            };
-            free.ok_or_else(|| Error::Exhausted { set: index, ranges: set.to_string() })?;
+            choice.by_turn(index, set)?;
         }
         Ok(())
     }

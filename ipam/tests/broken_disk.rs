@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
 
-use ipam::{Error, Node, Owner, Pool, Prior, RawIpam, Request};
+use ipam::{Error, Known, Node, Owner, Pool, Prior, RawIpam, Request};
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
@@ -102,7 +102,7 @@ fn a_read_only_disk_is_named_and_still_answers_check() {
         refused_with(reserve(&pool, "second"), Errno::EROFS);
         let first = Owner::new("first", "eth0").unwrap();
         let held: Vec<IpAddr> = before.iter().map(|name| name.parse().unwrap()).collect();
-        let error = pool.store(WAIT).release(&first, Some(&held)).unwrap_err();
+        let error = pool.store(WAIT).release(&first, Known::Addresses(&held)).unwrap_err();
         assert!(
             matches!(&error, Error::Io { step: "remove", path, .. } if path.starts_with(&pool.directory)),
             "{error}"

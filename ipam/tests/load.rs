@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
 
-use ipam::{Error, Node, Owner, Pool, Prior, RawIpam, Request, Reservation};
+use ipam::{Error, Known, Node, Owner, Pool, Prior, RawIpam, Request, Reservation};
 
 const WAIT: Duration = Duration::from_secs(20);
 
@@ -51,7 +51,7 @@ fn cost(leases: u32, prior: Prior) -> u64 {
     let before = reads();
     let request = Request { owner: &owner, requested: &[], prior, lock_wait: WAIT };
     let reserved = pool.reserve(&request).unwrap();
-    pool.store(WAIT).release(&owner, Some(&[reserved[0].address.addr()])).unwrap();
+    pool.store(WAIT).release(&owner, Known::Addresses(&[reserved[0].address.addr()])).unwrap();
     reads() - before
 }
 
@@ -75,7 +75,7 @@ fn a_lock_held_too_long_is_an_error_and_nothing_is_done() {
     let request = Request { owner: &owner, requested: &[], prior: Prior::NoneKnown, lock_wait: short };
     let error = pool.reserve(&request).unwrap_err();
     assert!(matches!(&error, Error::LockTimeout { holder: Some(by), .. } if by.pid == std::process::id()), "{error}");
-    let error = pool.store(short).release(&owner, None).unwrap_err();
+    let error = pool.store(short).release(&owner, Known::Nothing).unwrap_err();
     assert!(matches!(&error, Error::LockTimeout { waited, .. } if *waited == short), "{error}");
     assert_eq!(fs::read_dir(&pool.directory).unwrap().count(), before);
     assert!(

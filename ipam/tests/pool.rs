@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
 
-use ipam::{Error, Node, Owner, Pool, Prior, RawIpam, RawRange, Request, Reservation};
+use ipam::{Error, Known, Lease, Node, Owner, Pool, Prior, RawIpam, RawRange, Request, Reservation};
 
 const WAIT: Duration = Duration::from_secs(20);
 
@@ -77,7 +77,7 @@ fn one_address_of_every_set_in_host_locals_format() {
             "last_reserved_ip.1=2001:db8:1::1"
         ]
     );
-    let released = pool.store(WAIT).release(&owner("c1"), None).unwrap();
+    let released = pool.store(WAIT).release(&owner("c1"), Known::Nothing).unwrap();
     assert_eq!(released, [ip("10.0.0.2"), ip("2001:db8:1::1")]);
     assert_eq!(files(&pool), ["last_reserved_ip.0=10.0.0.2", "last_reserved_ip.1=2001:db8:1::1"]);
     assert_eq!(
@@ -103,7 +103,10 @@ fn an_exhausted_set_fails_the_whole_and_leaves_nothing() {
     get(&pool, "c1", &[]);
     let before = files(&pool);
     let error = ask(&pool, "c2", &[]).unwrap_err();
-    assert!(matches!(&error, Error::Exhausted { set: 1, ranges } if ranges == "10.1.0.1-10.1.0.2"), "{error}");
+    assert!(
+        matches!(&error, Error::Exhausted { set: 1, ranges, withheld: None } if ranges == "10.1.0.1-10.1.0.2"),
+        "{error}"
+    );
     assert_eq!(
         error.to_string(),
         "failed to allocate for range 1: no IP addresses available in range set: 10.1.0.1-10.1.0.2"
@@ -211,8 +214,8 @@ fn release_leaves_strangers_alone_and_is_as_good_the_second_time() {
     let data = tempfile::tempdir().unwrap();
     let pool = pool(data.path(), r#"[[{"subnet":"10.0.0.0/24"}]]"#);
     let store = pool.store(WAIT);
-    assert_eq!(store.release(&owner("c1"), None).unwrap(), Vec::<IpAddr>::new());
-    assert_eq!(store.release(&owner("c1"), Some(&[ip("10.0.0.2")])).unwrap(), Vec::<IpAddr>::new());
+    assert_eq!(store.release(&owner("c1"), Known::Nothing).unwrap(), Vec::<IpAddr>::new());
+    assert_eq!(store.release(&owner("c1"), Known::Addresses(&[ip("10.0.0.2")])).unwrap(), Vec::<IpAddr>::new());
     assert!(!pool.directory.exists(), "giving back makes no pool");
 
     plant(&pool, "10.0.0.2", "c2\r\neth0");
@@ -220,10 +223,10 @@ fn release_leaves_strangers_alone_and_is_as_good_the_second_time() {
     plant(&pool, "10.0.0.4", "c1");
     plant(&pool, "10.0.0.5", "c1\r\nnet1");
     let all = ["10.0.0.2", "10.0.0.3", "10.0.0.5", "10.0.0.9"].map(ip);
-    assert_eq!(store.release(&owner("c1"), Some(&all)).unwrap(), [ip("10.0.0.3")]);
-    assert_eq!(store.release(&owner("c1"), Some(&all)).unwrap(), Vec::<IpAddr>::new());
+    assert_eq!(store.release(&owner("c1"), Known::Addresses(&all)).unwrap(), [ip("10.0.0.3")]);
+    assert_eq!(store.release(&owner("c1"), Known::Addresses(&all)).unwrap(), Vec::<IpAddr>::new());
     assert_eq!(
-        store.release(&owner("c1"), Some(&[ip("::ffff:10.0.0.4")])).unwrap(),
+        store.release(&owner("c1"), Known::Addresses(&[ip("::ffff:10.0.0.4")])).unwrap(),
         [ip("10.0.0.4")],
         "the old format"
     );
@@ -239,8 +242,8 @@ fn a_scan_takes_the_old_format_only_if_the_new_one_finds_nothing() {
     plant(&pool, "last_reserved_ip.0", "c1");
     let store = pool.store(WAIT);
     assert_eq!(store.held_by(&owner("c1")).unwrap(), [ip("10.0.0.3"), ip("10.0.0.4")]);
-    assert_eq!(store.release(&owner("c1"), None).unwrap(), [ip("10.0.0.3")]);
-    assert_eq!(store.release(&owner("c1"), None).unwrap(), [ip("10.0.0.4")]);
+    assert_eq!(store.release(&owner("c1"), Known::Nothing).unwrap(), [ip("10.0.0.3")]);
+    assert_eq!(store.release(&owner("c1"), Known::Nothing).unwrap(), [ip("10.0.0.4")]);
     assert_eq!(files(&pool), ["last_reserved_ip.0=c1"]);
 }
 
@@ -307,7 +310,7 @@ fn an_orphan_deep_in_a_full_pool_is_found_before_giving_up() {
     }
     assert_eq!(get(&pool, "c1", &[]), ["10.0.0.200/24 via 10.0.0.1"]);
     assert!(matches!(ask(&pool, "c2", &[]).unwrap_err(), Error::Exhausted { set: 0, .. }));
-    pool.store(WAIT).release(&owner("c1"), Some(&[ip("10.0.0.200")])).unwrap();
+    pool.store(WAIT).release(&owner("c1"), Known::Addresses(&[ip("10.0.0.200")])).unwrap();
     assert_eq!(get(&pool, "c2", &[]), ["10.0.0.200/24 via 10.0.0.1"]);
 }
 
@@ -319,14 +322,14 @@ fn what_a_crash_leaves_harms_nobody() {
     plant(&pool, ".last_reserved_ip", "10.0.");
     plant(&pool, "last_reserved_ip.0", "10.0.");
     assert_eq!(get(&pool, "c1", &[]), ["10.0.0.2/24 via 10.0.0.1"], "a draft is no reservation");
-    pool.store(WAIT).release(&owner("c1"), None).unwrap();
+    pool.store(WAIT).release(&owner("c1"), Known::Nothing).unwrap();
     assert_eq!(files(&pool), ["last_reserved_ip.0=10.0.0.2"]);
 
     // The same when it is known which address is given back.
     get(&pool, "c2", &[]);
     plant(&pool, ".reservation", "c2\r\neth0");
     plant(&pool, ".last_reserved_ip", "10.0.");
-    pool.store(WAIT).release(&owner("c2"), Some(&[ip("10.0.0.3")])).unwrap();
+    pool.store(WAIT).release(&owner("c2"), Known::Addresses(&[ip("10.0.0.3")])).unwrap();
     assert_eq!(files(&pool), ["last_reserved_ip.0=10.0.0.3"]);
 }
 
@@ -363,4 +366,41 @@ fn names_and_directories_that_would_lead_elsewhere_are_refused() {
         matches!(Pool::new("net-a", &raw, &[], &Node::default()).unwrap_err(), Error::DataDir { path } if path == Path::new("relative"))
     );
     assert!(matches!(Pool::new("net-a", &RawIpam::default(), &[], &Node::default()).unwrap_err(), Error::NoRanges));
+}
+
+#[test]
+fn all_leases_are_listed_and_only_what_still_says_the_same_is_reclaimed() {
+    let data = tempfile::tempdir().unwrap();
+    let pool = pool(data.path(), r#"[[{"subnet":"10.0.0.0/24"}]]"#);
+    let store = pool.store(WAIT);
+    assert_eq!(store.leases().unwrap(), [], "no pool yet");
+    for (name, content) in [
+        ("10.0.0.2", "dead\r\neth0"),
+        ("10.0.0.3", "dead\n"),
+        ("10.0.0.4", ""),
+        ("10.0.0.5", "kept for the printer"),
+        ("10.0.0.6", "passed\r\neth0"),
+        ("last_reserved_ip.0", "10.0.0.6"),
+    ] {
+        plant(&pool, name, content);
+    }
+    let leases = store.leases().unwrap();
+    let text = |text: &Option<String>| text.clone().unwrap_or_default();
+    let shown = leases.iter().map(|one| format!("{} {} {}", one.address, text(&one.container), text(&one.interface)));
+    let expected = [
+        "10.0.0.2 dead eth0",
+        "10.0.0.3 dead ",
+        "10.0.0.4  ",
+        "10.0.0.5 kept for the printer ",
+        "10.0.0.6 passed eth0",
+    ];
+    assert_eq!(shown.collect::<Vec<_>>(), expected);
+    assert_eq!(leases.iter().map(Lease::is_foreign).collect::<Vec<_>>(), [false, false, false, true, false]);
+
+    plant(&pool, "10.0.0.6", "new\r\neth0");
+    let reclaimed = store.reclaim(&leases).unwrap();
+    let addresses: Vec<_> = reclaimed.iter().map(|lease| lease.address).collect();
+    assert_eq!(addresses, ["10.0.0.2", "10.0.0.3", "10.0.0.4"].map(ip));
+    assert_eq!(store.reclaim(&leases).unwrap(), []);
+    assert_eq!(files(&pool), ["10.0.0.5=kept for the printer", "10.0.0.6=new\r\neth0", "last_reserved_ip.0=10.0.0.6"]);
 }

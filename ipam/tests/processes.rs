@@ -11,7 +11,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use ipam::{Error, Node, Owner, Pool, Prior, RawIpam, Request};
+use ipam::{Error, Known, Node, Owner, Pool, Prior, RawIpam, Request};
 
 const WAIT: Duration = Duration::from_secs(60);
 
@@ -48,7 +48,7 @@ fn churn(pool: &Pool, container: &str) {
         let request = Request { owner: &owner, requested: &[], prior: Prior::NoneKnown, lock_wait: WAIT };
         let found = pool.reserve(&request).unwrap();
         let addresses: Vec<IpAddr> = found.iter().map(|found| found.address.addr()).collect();
-        assert_eq!(pool.store(WAIT).release(&owner, Some(&addresses)).unwrap(), addresses);
+        assert_eq!(pool.store(WAIT).release(&owner, Known::Addresses(&addresses)).unwrap(), addresses);
     }
 }
 
@@ -110,7 +110,7 @@ fn killed_anywhere_the_pool_works_on() {
             }
         }
         for name in &names {
-            pool.store(WAIT).release(&owner(name), None).unwrap();
+            pool.store(WAIT).release(&owner(name), Known::Nothing).unwrap();
         }
         let left =
             fs::read_dir(&pool.directory).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());

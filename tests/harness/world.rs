@@ -219,7 +219,8 @@ impl World {
     /// Addresses reserved in a pool.
     pub fn leases(&self, network: &str) -> Vec<String> {
         let mut all = names(Path::new("/var/lib/cni/networks").join(network));
-        all.retain(|name| name != "lock" && !name.starts_with("last_reserved_ip"));
+        // A directory that is no network's lies beside the pools.
+        all.retain(|name| name != "lock" && !name.starts_with("last_reserved_ip") && !network.starts_with('.'));
         all
     }
 
@@ -238,6 +239,10 @@ impl World {
         // What begins with a dot lies beside the pools.
         for network in names("/var/lib/cni/networks").iter().filter(|name| !name.starts_with('.')) {
             assert_eq!(self.leases(network), Vec::<String>::new(), "leases of {network}");
+        }
+        for network in names("/var/lib/cni/networks/.meta-cni") {
+            let owners = format!("/var/lib/cni/networks/.meta-cni/{network}/owners");
+            assert_eq!(names(owners), Vec::<String>::new(), "the index of {network}");
         }
         assert_eq!(names("/var/lib/cni/flannel"), Vec::<String>::new(), "Flannel's scratch files");
         let locks = names("/run/meta-cni/lock");

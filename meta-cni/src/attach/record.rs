@@ -132,6 +132,14 @@ pub struct PoolAddresses {
     pub directory: PathBuf,
     /// The addresses, one of each range set.
     pub addresses: Vec<IpAddr>,
+    /// For how many seconds they are not given out again after they were given back.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub cool_down: u64,
+}
+
+/// For serde: it hands over a reference.
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 impl Record {

@@ -284,6 +284,8 @@ fn address_code(error: &ipam::Error) -> u32 {
         | E::Taken { .. }
         | E::Duplicate { .. }
         | E::Exhausted { .. }
+        | E::Withheld { .. }
+        | E::SeveralPools { .. }
         | E::Unserved { .. }
         | E::NotGivenBack { .. } => 102,
         E::LockTimeout { .. } => 11,

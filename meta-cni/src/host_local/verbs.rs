@@ -2,7 +2,7 @@
 
 use std::{net::IpAddr, time::Duration};
 
-use ipam::{Pool, Prior, Request, Store};
+use ipam::{Known, Pool, Prior, Request, Store};
 use serde_json::Value;
 
 use super::conf;
@@ -21,7 +21,7 @@ pub(super) fn add(invocation: &Invocation, version: SpecVersion) -> Result<Value
     // Whatever can be wrong is found before anything is reserved.
     let dns = pool.resolv_conf.as_deref().map(ipam::Dns::read).transpose()?.unwrap_or_default();
     let owner = conf::owner(invocation)?;
-    let request = Request { owner: &owner, requested: &requested, prior: Prior::Unknown, lock_wait: LOCK_PATIENCE };
+    let request = Request { owner: &owner, requested: &requested, prior: Prior::Indexed, lock_wait: LOCK_PATIENCE };
     let reserved = pool.reserve(&request)?;
     let result = CniResult {
         interfaces: Vec::new(),
@@ -35,7 +35,7 @@ pub(super) fn add(invocation: &Invocation, version: SpecVersion) -> Result<Value
 /// Gives back what the container has. Ranges do not count: they may have been changed, or be wrong, since ADD.
 pub(super) fn del(invocation: &Invocation) -> Result<(), Error> {
     let owner = conf::owner(invocation)?;
-    store(&invocation.conf)?.release(&owner, None)?;
+    store(&invocation.conf)?.release(&owner, Known::Indexed)?;
     Ok(())
 }
 
@@ -78,7 +78,7 @@ pub(super) fn status(invocation: &Invocation, version: SpecVersion) -> Result<()
 }
 
 fn store(conf: &Object) -> Result<Store, Error> {
-    Ok(Store::new(Pool::directory_of(&conf.text("name")?, &conf::raw_ipam(conf)?)?, LOCK_PATIENCE))
+    Ok(Pool::store_of(&conf.text("name")?, &conf::raw_ipam(conf)?, LOCK_PATIENCE)?)
 }
 
 /// Those addresses of `prevResult` that are of this network: the chain may have got others elsewhere.

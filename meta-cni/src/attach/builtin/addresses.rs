@@ -90,7 +90,7 @@ impl Engine {
             None => Giver::Nobody,
             Some((kind, None)) => Giver::Executed(kind),
             Some((kind, Some(_))) if kind == "static" => Giver::Nobody,
-            Some((_, Some(raw))) => Giver::Pool(Store::new(Pool::directory_of(&list.name, &raw)?, LOCK_PATIENCE)),
+            Some((_, Some(raw))) => Giver::Pool(Pool::store_of(&list.name, &raw, LOCK_PATIENCE)?),
         })
     }
 
@@ -146,7 +146,11 @@ impl Engine {
                 let request = Request { owner: &owner, requested, prior: Prior::NoneKnown, lock_wait: LOCK_PATIENCE };
                 let reserved = pool.reserve_with(&request, |chosen| {
                     let addresses = chosen.iter().map(|reservation| reservation.address.addr()).collect();
-                    record.addresses = Some(PoolAddresses { directory: pool.directory.clone(), addresses });
+                    record.addresses = Some(PoolAddresses {
+                        directory: pool.directory.clone(),
+                        addresses,
+                        cool_down: pool.cool_down.as_secs(),
+                    });
                     self.records.write(record, false)
                 })?;
                 let found_dns = pool.resolv_conf.as_deref().map(ipam::Dns::read).transpose()?.unwrap_or_default();
@@ -163,6 +167,8 @@ impl Engine {
 /// All pools in host-local's own place.
 pub(super) fn pools() -> impl Iterator<Item = Store> {
     let entries = std::fs::read_dir(ipam::DEFAULT_DATA_DIR).into_iter().flatten().flatten();
-    let directories = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    // No network's name begins with a dot: that is what lies beside the pools.
+    let pools = entries.filter(|entry| !entry.file_name().as_encoded_bytes().starts_with(b"."));
+    let directories = pools.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
     directories.map(|directory| Store::new(directory.path(), LOCK_PATIENCE))
 }

@@ -32,7 +32,7 @@ impl Engine {
             errors.extend(link_differences(found, &result).into_iter().map(Error::Mismatch));
         }
         errors.extend(self.vf_differences(record, list, found.map(|found| found.link), chained).await?);
-        if let Some(PoolAddresses { directory, addresses }) = &record.addresses {
+        if let Some(PoolAddresses { directory, addresses, .. }) = &record.addresses {
             let owner = ipam::Owner::new(&record.call.container, &record.interface)?;
             let missing = ipam::Store::new(directory, LOCK_PATIENCE).missing(&owner, addresses)?;
             if !missing.is_empty() {

@@ -142,7 +142,7 @@ impl Engine {
             Giver::Nobody => Ok(()),
             Giver::Pool(store) => {
                 let owner = ipam::Owner::new(&self.invocation.container, &self.invocation.if_name)?;
-                store.release(&owner, None)?;
+                store.release(&owner, ipam::Known::Nothing)?;
                 Ok(())
             }
             Giver::Executed(kind) => {

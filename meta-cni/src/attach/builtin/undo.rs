@@ -1,6 +1,6 @@
 //! Giving a VF and its addresses back: from its record, or from what is kept elsewhere when that is lost.
 
-use std::{collections::BTreeSet, path::Path};
+use std::{collections::BTreeSet, path::Path, time::Duration};
 
 use sandbox::{Links, Netns, NetnsId, Rtnl};
 use sriov::{Original, PciAddress, SriovCni};
@@ -88,9 +88,10 @@ impl Engine {
         if !lease_bound {
             self.release_executed(record, list, netns).await?;
         }
-        if let Some(PoolAddresses { directory, addresses }) = &record.addresses {
+        if let Some(PoolAddresses { directory, addresses, cool_down }) = &record.addresses {
             let owner = ipam::Owner::new(&record.call.container, &record.interface)?;
-            ipam::Store::new(directory, LOCK_PATIENCE).release(&owner, Some(addresses))?;
+            let store = ipam::Store::new(directory, LOCK_PATIENCE).cooling_down(Duration::from_secs(*cool_down));
+            store.release(&owner, ipam::Known::Addresses(addresses))?;
         }
         Ok(())
     }
@@ -160,7 +161,7 @@ impl Engine {
         }
         let owner = ipam::Owner::new(&call.container, interface)?;
         for pool in pools() {
-            pool.release(&owner, None)?;
+            pool.release(&owner, ipam::Known::Nothing)?;
         }
         self.records.remove_file(path)
     }

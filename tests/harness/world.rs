@@ -16,6 +16,9 @@ use serde_json::{Value, json};
 
 use super::{Call, ip};
 
+/// Where the kernel says which boot this is.
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
 /// Where `make test` installs plugins and servers.
 pub fn beds() -> PathBuf {
     let beds = std::env::var_os("META_CNI_BED_CACHE")
@@ -37,6 +40,7 @@ pub struct World {
     /// `manifestDir`.
     pub manifests: PathBuf,
     pods: AtomicU32,
+    boots: AtomicU32,
 }
 
 impl World {
@@ -56,8 +60,12 @@ impl World {
 
     /// A world whose node is the machine itself: for the guest, whose VFs are in its first namespace.
     pub fn on_this_machine() -> Self {
-        let world =
-            Self { bin: "/run/test/bin".into(), manifests: "/etc/cni/manifests".into(), pods: AtomicU32::new(0) };
+        let world = Self {
+            bin: "/run/test/bin".into(),
+            manifests: "/etc/cni/manifests".into(),
+            pods: AtomicU32::new(0),
+            boots: AtomicU32::new(1),
+        };
         for directory in [&world.bin, &world.manifests, Path::new("/etc/cni/primary")] {
             fs::create_dir_all(directory).expect("a directory of the test");
         }
@@ -204,6 +212,26 @@ impl World {
     /// Deletes a namespace, whatever is in it.
     pub fn delete_netns(&self, path: &str) {
         ip(&format!("netns delete {}", path.trim_start_matches("/run/netns/")));
+    }
+
+    /// The machine starts anew as far as it can be had in a test: namespaces of sandboxes and what is in them are gone, the
+    /// primary's bridge too, /run is empty but for what the test itself keeps there, and the kernel has another boot ID.
+    pub fn reboot(&self) {
+        for name in names("/run/netns") {
+            ip(&format!("netns delete {name}"));
+        }
+        if Path::new("/sys/class/net/cni0").exists() {
+            ip("link delete cni0");
+        }
+        for name in names("/run").iter().filter(|name| *name != "test" && *name != "netns") {
+            let path = Path::new("/run").join(name);
+            let _ = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+        }
+        let id = self.boots.fetch_add(1, Ordering::Relaxed);
+        let file = format!("/run/test/boot_id-{id}");
+        fs::write(&file, format!("00000000-0000-4000-8000-{id:012}\n")).expect("a boot ID");
+        let none: Option<&str> = None;
+        mount(Some(file.as_str()), BOOT_ID, none, MsFlags::MS_BIND, none).expect("another boot ID");
     }
 
     /// A call of our binary, with a runtime's environment.

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, fs, os::unix::fs::MetadataExt as _, path::Path};
 
+use nix::mount::MsFlags;
 use serde_json::{Value, json};
 
 use crate::bed::{Bed, VERSIONS, answer, ours, theirs};
@@ -223,6 +224,52 @@ fn gc_gives_back_what_is_in_neither_list_and_touches_nothing_else() {
         assert_eq!(bed.leases(), leases(&[("10.0.0.2", "c1")]));
     }
     bed.call_with(ours(), "GC", "", &bed.conf("1.0.0")).fails(1);
+}
+
+#[test]
+fn status_is_about_the_configuration_the_directory_and_the_addresses_left() {
+    let bed = Bed::new(&json!({"subnet": "10.0.0.0/29", "coolDownSeconds": 600}));
+    let status = |conf: &Value| bed.call_with(ours(), "STATUS", "", conf);
+    let conf = bed.conf("1.1.0");
+    status(&conf).ok();
+    // At boot one lease was there: whoever has it may be dead.
+    let boot = "/run/meta-cni/boot";
+    fs::remove_dir_all(boot).unwrap();
+    bed.plant("10.0.0.2", "c2\r\neth0");
+    status(&conf).ok();
+    let fill = || (3..=6).for_each(|last| bed.plant(&format!("10.0.0.{last}"), &format!("c{last}\r\neth0")));
+    fill();
+    status(&conf).ok();
+    // It belongs to somebody of this boot now: nothing is left, and nothing can be reclaimed.
+    bed.plant("10.0.0.2", "late\r\neth0");
+    let text = status(&conf).fails(50);
+    assert!(
+        text.contains("the network is not ready: failed to allocate for range 0: no IP addresses available"),
+        "{text}"
+    );
+    // An empty file is nobody's.
+    bed.plant("10.0.0.4", "");
+    status(&conf).ok();
+    fill();
+    status(&conf).fails(50);
+    // One that was given back is free in ten minutes.
+    bed.call(ours(), "DEL", "c5").ok();
+    status(&conf).ok();
+    assert!(bed.call(ours(), "ADD", "c9").fails(102).contains("1 address is withheld, until"));
+
+    let mut wrong = conf.clone();
+    wrong["ipam"]["rangeStart"] = json!("10.0.1.1");
+    assert!(status(&wrong).fails(50).contains("RangeStart 10.0.1.1 not in network 10.0.0.0/29"));
+    // A file system that cannot be written.
+    let none: Option<&str> = None;
+    nix::mount::mount(Some(bed.data()), bed.data(), none, MsFlags::MS_BIND, none).unwrap();
+    nix::mount::mount(none, bed.data(), none, MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY, none)
+        .unwrap();
+    let text = status(&conf).fails(50);
+    assert!(text.contains(bed.directory().to_str().unwrap()) && text.contains("Read-only file system"), "{text}");
+    nix::mount::umount(bed.data()).unwrap();
+    status(&conf).ok();
+    bed.call_with(ours(), "STATUS", "", &bed.conf("1.0.0")).fails(1);
 }
 
 /// The files of these leases on eth0.

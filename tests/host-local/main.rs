@@ -6,4 +6,5 @@
 mod harness;
 
 mod bed;
+mod processes;
 mod protocol;

@@ -6,5 +6,7 @@
 mod harness;
 
 mod bed;
+mod cost;
+mod disks;
 mod processes;
 mod protocol;

@@ -79,7 +79,7 @@ fn owners(bed: &Bed) -> Vec<String> {
 
 /// What comes after the kill.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Then {
+pub(crate) enum Then {
     /// The runtime's DEL.
     Del,
     /// GC, with the list of those that live.
@@ -90,7 +90,7 @@ enum Then {
 
 /// What is there before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Before {
+pub(crate) enum Before {
     /// No pool at all.
     Nothing,
     /// A pool of the Go program's, with an empty file in it, and no index.
@@ -102,8 +102,10 @@ enum Before {
 /// Each of the two sets has so many addresses.
 const ROOM: usize = 5;
 
-struct Scene {
-    bed: Bed,
+/// A pool in which something dies.
+pub(crate) struct Scene {
+    /// The pool.
+    pub(crate) bed: Bed,
     /// Who else is there.
     other: Option<&'static str>,
     /// How many addresses of each set may be withheld.
@@ -112,32 +114,48 @@ struct Scene {
 
 impl Scene {
     fn new(before: Before, cooling: bool) -> Self {
+        let mut scene = Self::with(cooling);
+        scene.prepare(before);
+        scene
+    }
+
+    /// No pool yet.
+    pub(crate) fn bare() -> Self {
+        Self::with(false)
+    }
+
+    fn with(cooling: bool) -> Self {
         let cool_down = if cooling { 3600 } else { 0 };
         let bed = Bed::new(&json!({
             "ranges": [[{"subnet": "10.0.0.0/29"}], [{"subnet": "fd00::/125", "rangeEnd": "fd00::6"}]],
             "coolDownSeconds": cool_down
         }));
+        Self { bed, other: None, cooling }
+    }
+
+    /// Makes what is there before.
+    pub(crate) fn prepare(&mut self, before: Before) {
         match before {
-            Before::Nothing => {}
+            Before::Nothing => return,
             Before::Foreign => {
-                bed.plant("10.0.0.3", "other\r\neth0");
-                bed.plant("fd00::3", "other\r\neth0");
-                bed.plant("10.0.0.5", "");
+                self.bed.plant("10.0.0.3", "other\r\neth0");
+                self.bed.plant("fd00::3", "other\r\neth0");
+                self.bed.plant("10.0.0.5", "");
             }
-            Before::Ours => drop(bed.call(ours(), "ADD", "other").ok()),
+            Before::Ours => drop(self.bed.call(ours(), "ADD", "other").ok()),
         }
-        Self { bed, other: (before != Before::Nothing).then_some("other"), cooling }
+        self.other = Some("other");
     }
 
     /// Runs a call and kills it before the point; with none, to its end.
-    fn kill(&self, verb: &str, before: Option<usize>) -> (Vec<Point>, bool) {
+    pub(crate) fn kill(&self, verb: &str, before: Option<usize>) -> (Vec<Point>, bool) {
         let traced = trace(&self.bed.call(ours(), verb, "c1"), Which::All, before);
         assert!(traced.killed || traced.code == Some(0), "{verb} failed: {}", traced.stdout);
         (traced.points, traced.killed)
     }
 
     /// The addresses that somebody holds, by the files: every file names somebody whole, and nobody but these two.
-    fn held(&self, planted_orphan: bool) -> usize {
+    pub(crate) fn held(&self, planted_orphan: bool) -> usize {
         let mut held = 0;
         for (name, content) in self.bed.leases() {
             if name.parse::<IpAddr>().is_err() {
@@ -159,7 +177,7 @@ impl Scene {
         self.bed.call_with(ours(), "GC", "", &conf).without("CNI_CONTAINERID").without("CNI_IFNAME").ok();
     }
 
-    fn carry_out(&self, then: Then) {
+    pub(crate) fn carry_out(&self, then: Then) {
         match then {
             Then::Del => drop(self.bed.call(ours(), "DEL", "c1").ok()),
             Then::Gc => self.gc(&self.other.into_iter().collect::<Vec<_>>()),
@@ -175,7 +193,7 @@ impl Scene {
     }
 
     /// Nothing of the dead call is left, and every address but the other's and the withheld ones can be had, once.
-    fn count(&self) {
+    pub(crate) fn count(&self) {
         let of_other = if self.other.is_some() { 2 } else { 0 };
         assert_eq!(self.held(true), of_other, "{:?}", self.bed.leases());
         let mine = owners(&self.bed).into_iter().filter(|name| name.starts_with("c1"));

@@ -27,4 +27,3 @@ mod pods;
 mod random;
 mod refusals;
 mod takeover;
-mod tracer;

@@ -6,7 +6,10 @@
 mod harness;
 
 mod bed;
+mod cost;
 mod delegating;
 mod differential;
+mod disks;
 mod mixed;
+mod processes;
 mod protocol;

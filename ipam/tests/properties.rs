@@ -23,7 +23,9 @@ impl Random {
     fn new(seed: u64) -> Random {
         // Small seeds are much alike in their first numbers.
         let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
-        (0..8).for_each(|_| drop(random.below(2)));
+        for _ in 0..8 {
+            random.below(2);
+        }
         random
     }
 

@@ -6,4 +6,6 @@
 mod harness;
 
 mod bed;
+mod node;
 mod protocol;
+mod subjects;

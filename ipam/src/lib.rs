@@ -23,6 +23,7 @@ mod resolv_conf;
 mod route;
 mod static_addresses;
 mod store;
+mod subnet;
 mod vacancy;
 
 pub use config::{RawAddress, RawIpam, RawNodeRanges, RawRange, RawRoute};

@@ -11,5 +11,7 @@ mod delegating;
 mod differential;
 mod disks;
 mod mixed;
+mod node;
 mod processes;
 mod protocol;
+mod subjects;

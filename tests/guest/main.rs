@@ -29,4 +29,3 @@ mod random;
 mod refusals;
 mod reservations;
 mod takeover;
-mod tracer;

@@ -6,6 +6,7 @@
 mod harness;
 
 mod bed;
+mod commands;
 mod cost;
 mod delegating;
 mod differential;

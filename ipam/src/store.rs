@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::fs::DirBuilder;
 use std::net::IpAddr;
 use std::os::unix::fs::DirBuilderExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::held::{Held, Pass};
@@ -70,6 +70,17 @@ impl Lease {
     }
 }
 
+/// An entry of the index that does not hold.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stray {
+    /// The container that the entry is about.
+    pub container: String,
+    /// Its interface; empty if the leases named none.
+    pub interface: String,
+    /// The addresses that the entry names and the owner does not hold.
+    pub addresses: Vec<IpAddr>,
+}
+
 /// What a caller knows of the addresses that an owner gives back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Known<'a> {
@@ -91,6 +102,11 @@ impl Store {
     #[must_use]
     pub fn cooling_down(self, cool_down: Duration) -> Store {
         Store { cool_down, ..self }
+    }
+
+    /// Where the pool lies.
+    pub fn directory(&self) -> &Path {
+        &self.directory
     }
 
     /// Gives back what `owner` holds and says which addresses that were. What is gone already, or has passed to
@@ -211,6 +227,27 @@ impl Store {
             Some(held) => Quarantine::of(held.directory).all(),
             None => Ok(Vec::new()),
         }
+    }
+
+    /// What the index beside the pool says and the leases do not bear out. It does no harm: nothing is done by an entry
+    /// before it is verified.
+    ///
+    /// # Errors
+    /// [`Error::LockTimeout`] and [`Error::Io`].
+    pub fn strays(&self) -> Result<Vec<Stray>, Error> {
+        let Some(held) = self.lock()? else { return Ok(Vec::new()) };
+        let mut strays = Vec::new();
+        for (container, interface, addresses) in held.index().entries()? {
+            let own = Claim::of(&container, &interface);
+            let mut stray = Stray { container, interface, addresses: Vec::new() };
+            for address in addresses {
+                if held.claim(address)? != own {
+                    stray.addresses.push(address);
+                }
+            }
+            strays.extend(Some(stray).filter(|stray| !stray.addresses.is_empty()));
+        }
+        Ok(strays)
     }
 
     /// Gives back every lease whose owner is not in `keep`, and what stands for nobody. Files of the old format stay

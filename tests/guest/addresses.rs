@@ -107,8 +107,13 @@ fn the_pod_asks_for_a_mac_and_an_address() {
     let fast0 = Interface::find(&netns, "fast0").unwrap();
     assert_eq!((fast0.mac(), fast0.addresses()), ("02:00:00:00:00:99", vec!["10.11.0.77/24".to_owned()]));
     assert_eq!(node.a[6].row()["address"], "02:00:00:00:00:99", "the PF knows it, or no frame would pass");
-    // A second pod with the same address: refused by the pool, and the VF's MAC by the NIC.
+    // A second pod with the same address: refused by the pool, before its VF is looked at.
     let other = node.pod("two", &annotation.to_string(), &[("bed.test/vf", &node.a[5])]);
+    let text = node.call("ADD", "two", &other).fails(102);
+    assert!(text.contains("requested IP address 10.11.0.77 is not available"), "{text}");
+    // With another address: the VF's MAC is refused by the NIC.
+    let same_mac = json!([{"name": "net-a", "mac": "02:00:00:00:00:99", "ips": ["10.11.0.78"]}]);
+    let other = node.pod("two", &same_mac.to_string(), &[("bed.test/vf", &node.a[5])]);
     let text = node.call("ADD", "two", &other).fails(101);
     assert!(text.contains("02:00:00:00:00:99") && text.contains("VF 6 of PF"), "{text}");
     node.del("p", &netns);

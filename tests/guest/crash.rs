@@ -13,10 +13,9 @@ use std::{
 use serde_json::json;
 
 use crate::{
-    harness::{Call, Interface, ip_in, names},
+    harness::{Call, Interface, Point, Which, census, ip_in, names, trace},
     node::Node,
     random::{Random, number},
-    tracer::{Point, Which, census, trace},
 };
 
 /// What is killed.

@@ -7,13 +7,15 @@ mod call;
 mod kernel;
 mod multus;
 mod recorder;
+mod tracer;
 mod world;
 
 pub use call::{Call, Outcome};
 pub use kernel::{Interface, in_netns, ip, ip_in, ping};
 pub use multus::{MULTUS_DIRECTORY, go_bytes, multus_files};
 pub use recorder::{Recorder, Recording};
-pub use world::{World, bare_add, beds, names, pod_args, run};
+pub use tracer::{Point, Traced, Which, census, trace};
+pub use world::{World, bare, bare_add, beds, names, pod_args, run};
 
 use serde_json::Value;
 

@@ -268,8 +268,9 @@ impl World {
         of_sriov_cni.retain(|name| name != "pci" && name != "vf_lock");
         assert_eq!(of_sriov_cni, Vec::<String>::new(), "files in sriov-cni's directory");
         assert_eq!(names("/var/lib/cni/meta-cni/vfs"), Vec::<String>::new(), "VF leases");
-        for network in names("/var/lib/cni/networks") {
-            assert_eq!(self.leases(&network), Vec::<String>::new(), "leases of {network}");
+        // What begins with a dot lies beside the pools.
+        for network in names("/var/lib/cni/networks").iter().filter(|name| !name.starts_with('.')) {
+            assert_eq!(self.leases(network), Vec::<String>::new(), "leases of {network}");
         }
         for network in names("/var/lib/cni/networks/.meta-cni") {
             let owners = format!("/var/lib/cni/networks/.meta-cni/{network}/owners");
@@ -312,4 +313,20 @@ pub fn bare_add(world: &World, list: &Value, container: &str, netns: &str) -> Va
         previous = Some(world.call("ADD", container, netns, &conf).program(&program).pod("bare").ok());
     }
     previous.expect("a plugin")
+}
+
+/// Runs a later verb of a list as libcni does, without us, with the result of ADD: DEL from the last plugin to the first.
+pub fn bare(world: &World, verb: &str, list: &Value, container: &str, netns: &str, result: &Value) {
+    let mut plugins: Vec<&Value> = list["plugins"].as_array().expect("a list").iter().collect();
+    if verb == "DEL" {
+        plugins.reverse();
+    }
+    for plugin in plugins {
+        let mut conf = plugin.clone();
+        conf["name"] = list["name"].clone();
+        conf["cniVersion"] = list["cniVersion"].clone();
+        conf["prevResult"] = result.clone();
+        let program = world.bin.join(plugin["type"].as_str().expect("a type"));
+        world.call(verb, container, netns, &conf).program(&program).pod("bare").ok();
+    }
 }

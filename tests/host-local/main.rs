@@ -6,4 +6,13 @@
 mod harness;
 
 mod bed;
+mod commands;
+mod cost;
+mod delegating;
+mod differential;
+mod disks;
+mod mixed;
+mod node;
+mod processes;
 mod protocol;
+mod subjects;

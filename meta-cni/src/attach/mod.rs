@@ -1,6 +1,8 @@
 //! Doing it: one file a verb, over the journal ([`record`]), the lock of the sandbox, and what is attached in-process
 //! (`builtin`). Rollback, DEL, GC and the retry after a crash all undo an attachment by the same function (`undo`).
 
+pub mod living;
+pub mod pools;
 pub mod record;
 
 mod add;
@@ -11,10 +13,8 @@ mod check;
 mod configured;
 mod del;
 mod gc;
-mod living;
 mod lock;
 mod multus;
-mod pools;
 mod primary;
 mod readiness;
 mod reclaim;

@@ -15,7 +15,14 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use super::{
-    Engine, builtin::LOCK_PATIENCE, configured, gc::Living, living::Evidence, lock::SandboxLock, pools, record::Entry,
+    Engine,
+    builtin::LOCK_PATIENCE,
+    configured,
+    gc::Living,
+    living::{Evidence, State},
+    lock::SandboxLock,
+    pools,
+    record::Entry,
 };
 use crate::{
     cluster::Cluster,
@@ -183,8 +190,8 @@ impl Engine {
         if left.iter().all(nothing) && scratch.is_empty() {
             return Ok(dead);
         }
-        let mut evidence = Evidence::gather(&self.journals(), &self.boot_id).await?;
-        left.iter().for_each(|(_, _, leases)| evidence.believe(leases));
+        let mut evidence = Evidence::gather(&self.journals(), &self.boot_id).await?.whole()?;
+        left.iter().for_each(|(_, pool, leases)| evidence.believe(pool, leases));
         let lives = |container: &str| {
             evidence.has_container(container)
                 || container == self.invocation.container
@@ -192,7 +199,9 @@ impl Engine {
         };
         for (_, pool, leases) in left.into_iter().filter(|(asked, ..)| *asked) {
             let named = leases.into_iter().filter_map(|lease| Some((lease.container.clone()?, lease)));
-            for (container, lease) in named.filter(|(container, lease)| !evidence.has(lease) && !lives(container)) {
+            for (container, lease) in named
+                .filter(|(container, lease)| evidence.judge(&pool, lease).state != State::Live && !lives(container))
+            {
                 if of_primary(&pool) {
                     dead.of_primary.entry(container).or_default().push((pool.clone(), lease));
                 } else {
@@ -222,6 +231,35 @@ impl Engine {
         };
         let listed = self.boot_lists().scratch(scratch)?;
         Ok(listed.into_iter().filter(|container| is_host_locals(container) == Some(true)).collect())
+    }
+
+    /// Has the primary network give back a lease, if the pool is one of its own, for somebody who knows that the container
+    /// is dead: all that is left of the container is undone. None if the pool is not the primary's; else whether the
+    /// address is free now.
+    ///
+    /// # Errors
+    /// [`Error::TryLater`] if a namespace of the container lives after all; what its plugins said.
+    pub async fn give_back_of_primary(&mut self, pool: &Path, lease: &Lease) -> Result<Option<bool>, Error> {
+        let Some(primary) = self.primary(&self.cluster).await.filter(|primary| primary.pools.contains(pool)) else {
+            return Ok(None);
+        };
+        let container = lease.container.clone().unwrap_or_default();
+        self.layout.create()?;
+        self.lock(&container).await?;
+        let entries = self.records.of_container(&container)?;
+        for entry in &entries {
+            if let Entry::Good(record) = entry
+                && let Some(path) = self.live_netns(record, "")?
+            {
+                return Err(Error::TryLater(format!("{} lives by now, in {path}", record.title())));
+            }
+        }
+        let leases = [(pool.to_owned(), lease.clone())];
+        let outcome = self.detach_entries(&primary, &container, entries, &leases).await;
+        if self.records.of_container(&container)?.is_empty() {
+            self.remove_lock(&container);
+        }
+        outcome.map(|count| Some(count > 0))
     }
 
     /// Has the primary's chain undo a container that did not outlive the boot, under the lock of that sandbox: a DEL of the
@@ -254,6 +292,18 @@ impl Engine {
             return Ok(0);
         }
         tracing::warn!(container, addresses = leases.len(), "a container did not outlive the boot: detaching it");
+        self.detach_entries(primary, container, entries, leases).await
+    }
+
+    /// Undoes what is recorded of a dead container, and has the primary's plugins undo the rest. Gives the number of
+    /// addresses that are free now.
+    async fn detach_entries(
+        &self,
+        primary: &Primary,
+        container: &str,
+        entries: Vec<Entry>,
+        leases: &[(PathBuf, Lease)],
+    ) -> Result<usize, Error> {
         let mut errors = self.undo_entries(entries, "").await;
         let has_file = || primary.scratch.as_ref().is_some_and(|scratch| scratch.join(container).exists());
         let interfaces: BTreeSet<&str> = leases.iter().filter_map(|(_, lease)| lease.interface.as_deref()).collect();

@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 
 use super::Selection;
 use crate::{
-    cni::{CniArgs, Error, Object, PluginList, check_interface_name},
+    cni::{CniArgs, Error, IPAM_CLAIM, Object, PluginList, check_interface_name},
     settings::Settings,
 };
 
@@ -173,7 +173,7 @@ fn attachment(network: Network, device: Option<String>, position: usize, call: &
     }
     let mut cni_args = selection.cni_args.clone();
     if let Some(claim) = &selection.ipam_claim {
-        cni_args.insert("ipam-claim-reference".to_owned(), json!(claim));
+        cni_args.insert(IPAM_CLAIM.to_owned(), json!(claim));
     }
     let chosen = selection.interface.clone().unwrap_or_else(|| format!("net{position}"));
     Attachment {

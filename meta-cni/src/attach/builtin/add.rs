@@ -106,8 +106,19 @@ impl Engine {
         if result.ips.is_empty() {
             return Err(Error::DelegateBroken(format!("IPAM plugin {kind} returned missing IP config")));
         }
+        if let Some(ip) = result.ips.iter().find(|ip| is_unusable(ip.address.addr())) {
+            return Err(Error::DelegateBroken(format!(
+                "IPAM plugin {kind} gave {}, which no interface can have",
+                ip.address
+            )));
+        }
         Ok(Addresses { ips: result.ips, routes: result.routes, dns: result.dns })
     }
+}
+
+/// What the kernel would take, and nobody could speak with.
+fn is_unusable(address: IpAddr) -> bool {
+    address.is_unspecified() || address.is_multicast() || address.is_loopback()
 }
 
 pub(super) async fn set_addresses(pod: &Rtnl, link: &sandbox::Link, result: &CniResult) -> Result<(), Error> {

@@ -24,30 +24,30 @@ use nix::{
     unistd::Pid,
 };
 
-use crate::harness::Call;
+use super::Call;
 
 /// Where a call may be killed: before a system call that changes something.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Point {
+pub struct Point {
     /// The system call.
-    pub(crate) call: &'static str,
+    pub call: &'static str,
     /// What it is about: a path, a kind of netlink message.
-    pub(crate) about: String,
+    pub about: String,
     /// It changes the kernel's links or addresses, a record or a lease, or starts a plugin: not only a draft, a lock or a
     /// directory.
-    pub(crate) is_state: bool,
+    pub is_state: bool,
 }
 
 impl Point {
     /// All is done, but the runtime has not been told, or does not know that it was all.
-    pub(crate) fn is_answer(&self) -> bool {
+    pub fn is_answer(&self) -> bool {
         self.about == STDOUT || self.call == "exit_group"
     }
 }
 
 /// Which points count.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Which {
+pub enum Which {
     /// Those that change the kernel's, the records' and the leases' state.
     State,
     /// All.
@@ -56,19 +56,19 @@ pub(crate) enum Which {
 
 /// What became of a traced call.
 #[derive(Debug)]
-pub(crate) struct Traced {
+pub struct Traced {
     /// The points that were passed, and last the one before which the process was killed.
-    pub(crate) points: Vec<Point>,
+    pub points: Vec<Point>,
     /// Whether it was killed, rather than ended by itself before that point.
-    pub(crate) killed: bool,
+    pub killed: bool,
     /// Its exit code, if it ended by itself.
-    pub(crate) code: Option<i32>,
+    pub code: Option<i32>,
     /// What it printed.
-    pub(crate) stdout: String,
+    pub stdout: String,
 }
 
 /// Runs a call and kills it before the counted point `before` (from 0); with none, lets it run to its end.
-pub(crate) fn trace(call: &Call, which: Which, before: Option<usize>) -> Traced {
+pub fn trace(call: &Call, which: Which, before: Option<usize>) -> Traced {
     let mut child = call.start_unfed();
     let process = Pid::from_raw(i32::try_from(child.id()).unwrap());
     // It reads all of stdin before it does anything, so nothing is missed.
@@ -81,7 +81,8 @@ pub(crate) fn trace(call: &Call, which: Which, before: Option<usize>) -> Traced 
     let mut points = Vec::new();
     let mut killed = false;
     let code = loop {
-        let status = waitpid(None, Some(WaitPidFlag::__WALL)).unwrap();
+        // Only our own thread's children: other tests have theirs.
+        let status = waitpid(None, Some(WaitPidFlag::__WALL | WaitPidFlag::__WNOTHREAD)).unwrap();
         let resumed = match status {
             WaitStatus::Exited(pid, code) if pid == process => break Some(code),
             WaitStatus::Signaled(pid, ..) if pid == process => break None,
@@ -226,7 +227,7 @@ const TMPFILE: u64 = 0o20_000_000;
 const THREAD: u64 = 0x1_0000;
 
 /// How often each call is among the points.
-pub(crate) fn census(points: &[Point]) -> String {
+pub fn census(points: &[Point]) -> String {
     let mut counts = BTreeMap::new();
     for point in points {
         *counts.entry(point.call).or_insert(0) += 1;

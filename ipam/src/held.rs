@@ -65,7 +65,7 @@ impl<'a> Held<'a> {
         Ok(index.rebuild(&claims).ok())
     }
 
-    /// Every address that `owner` holds, by its entry in the index.
+    /// Every address that `owner` holds, by its entry in the index, in the order of the file names.
     pub(crate) fn held_by_index(&self, complete: Complete, owner: &Owner) -> Result<Vec<IpAddr>, Error> {
         let index = self.index();
         let mut verified = Vec::new();
@@ -81,6 +81,7 @@ impl<'a> Held<'a> {
                 }
             }
         }
+        verified.sort_by_cached_key(IpAddr::to_string);
         Ok(verified)
     }
 

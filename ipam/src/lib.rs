@@ -27,6 +27,7 @@ mod resolv_conf;
 mod route;
 mod static_addresses;
 mod store;
+mod subnet;
 mod unchanged;
 mod vacancy;
 mod withheld;

@@ -1,11 +1,17 @@
 //! resolv.conf, read as host-local reads it.
 
-use std::fs;
+use std::fs::OpenOptions;
+use std::io::{self, Read};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
+use nix::fcntl::OFlag;
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
+
+/// More than this is no resolv.conf. A definition may name any file, `/dev/zero` too.
+const LONGEST: u64 = 1 << 20;
 
 /// What a resolver needs, with the names of a CNI result.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,10 +35,22 @@ impl Dns {
     /// Reads a resolv.conf file.
     ///
     /// # Errors
-    /// [`Error::Io`] if it cannot be read or is no text.
+    /// [`Error::Io`] if it cannot be read, or is no plain file of text.
     pub fn read(path: &Path) -> Result<Dns, Error> {
-        let text = fs::read_to_string(path).map_err(|source| Error::io("read", path, source))?;
-        Ok(Dns::parse(&text))
+        let read = || -> io::Result<String> {
+            // A FIFO that somebody planted is not waited for.
+            let file = OpenOptions::new().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path)?;
+            if !file.metadata()?.is_file() {
+                return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no plain file"));
+            }
+            let mut text = String::new();
+            file.take(LONGEST + 1).read_to_string(&mut text)?;
+            match u64::try_from(text.len()).is_ok_and(|length| length <= LONGEST) {
+                true => Ok(text),
+                false => Err(io::Error::new(io::ErrorKind::FileTooLarge, "it is too large for a resolv.conf")),
+            }
+        };
+        Ok(Dns::parse(&read().map_err(|source| Error::io("read", path, source))?))
     }
 
     /// Reads the text of a resolv.conf: the last `domain` wins, all other keywords add up (glibc keeps the last
@@ -97,5 +115,22 @@ mod tests {
                 if path == Path::new("/nonexistent/resolv.conf") && source.raw_os_error() == Some(2)),
             "{error}"
         );
+    }
+
+    #[test]
+    fn what_is_no_file_of_text_is_neither_waited_for_nor_read_to_its_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let (fifo, large) = (dir.path().join("fifo"), dir.path().join("large"));
+        nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRUSR).unwrap();
+        std::fs::write(&large, "#".repeat(1 << 21)).unwrap();
+        for (path, says) in [
+            (fifo.as_path(), "it is no plain file"),
+            (Path::new("/dev/zero"), "it is no plain file"),
+            (dir.path(), "it is no plain file"),
+            (large.as_path(), "it is too large"),
+        ] {
+            let error = Dns::read(path).unwrap_err();
+            assert!(error.to_string().contains(says), "{error}");
+        }
     }
 }

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::fs::DirBuilder;
 use std::net::IpAddr;
 use std::os::unix::fs::DirBuilderExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::held::{Held, Pass};
@@ -91,6 +91,11 @@ impl Store {
     #[must_use]
     pub fn cooling_down(self, cool_down: Duration) -> Store {
         Store { cool_down, ..self }
+    }
+
+    /// Where the pool lies.
+    pub fn directory(&self) -> &Path {
+        &self.directory
     }
 
     /// Gives back what `owner` holds and says which addresses that were. What is gone already, or has passed to

@@ -50,6 +50,9 @@ impl Called {
 }
 
 impl Face {
+    /// Those that there are.
+    pub const ALL: [Self; 2] = [Self::Meta, Self::Sriov];
+
     /// The name of a configuration in the key of a call. Two faces may have one of the same name, and neither may take
     /// the other one's leases for its own; `@` is in no name of a network.
     #[must_use]

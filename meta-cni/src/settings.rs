@@ -57,7 +57,8 @@ const KNOWN_KEYS: [&str; 21] = [
 const CONF_DIR: &str = "/etc/cni/multus/net.d";
 const BIN_DIR: &str = "/opt/cni/bin";
 const STATE_DIR: &str = "/var/lib/cni/meta-cni";
-const RUN_DIR: &str = "/run/meta-cni";
+/// Where locks, and the lists of what was there at boot, are kept (`runDir`).
+pub const RUN_DIR: &str = "/run/meta-cni";
 const READINESS_TIMEOUT: Duration = Duration::from_secs(30);
 const ADD_TIMEOUT: Duration = Duration::from_secs(100);
 const DEL_TIMEOUT: Duration = Duration::from_secs(60);

@@ -13,7 +13,7 @@ mod own;
 
 use std::{fs, time::Instant};
 
-use harness::{World, bare_add, ip};
+use harness::{World, bare, bare_add, ip};
 use nix::sys::resource::{UsageWho, getrusage};
 use own::Own;
 use serde_json::{Value, json};
@@ -48,17 +48,6 @@ fn measured(work: impl FnOnce()) -> Cost {
     Cost { wall_ms: wall.elapsed().as_secs_f64() * 1e3, cpu_ms: cpu_of_children() - cpu }
 }
 
-fn bare_del(world: &World, list: &Value, container: &str, netns: &str, result: &Value) {
-    for plugin in list["plugins"].as_array().unwrap().iter().rev() {
-        let mut conf = plugin.clone();
-        conf["name"] = list["name"].clone();
-        conf["cniVersion"] = list["cniVersion"].clone();
-        conf["prevResult"] = result.clone();
-        let program = world.bin.join(plugin["type"].as_str().unwrap());
-        world.call("DEL", container, netns, &conf).program(&program).pod("bare").ok();
-    }
-}
-
 impl Scenario {
     fn once(&self, world: &World, list: &Value, at: usize) -> (Cost, Cost) {
         let (netns, container) = (world.netns(), format!("bench-{at}"));
@@ -66,7 +55,7 @@ impl Scenario {
             None => {
                 let mut result = Value::Null;
                 let add = measured(|| result = bare_add(world, list, &container, &netns));
-                (add, measured(|| bare_del(world, list, &container, &netns, &result)))
+                (add, measured(|| bare(world, "DEL", list, &container, &netns, &result)))
             }
             Some(conf) => {
                 let add = measured(|| {
@@ -133,7 +122,7 @@ impl Scenario {
                         world.call("ADD", "traced", &netns, &conf).program(&program).pod("bare").under(&strace).ok();
                     total += count();
                 }
-                bare_del(world, list, "traced", &netns, &result);
+                bare(world, "DEL", list, "traced", &netns, &result);
                 total
             }
         };

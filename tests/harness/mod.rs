@@ -13,7 +13,7 @@ pub use call::{Call, Outcome};
 pub use kernel::{Interface, in_netns, ip, ip_in, ping};
 pub use recorder::{Recorder, Recording};
 pub use tracer::{Point, Traced, Which, census, trace};
-pub use world::{World, bare_add, beds, names, pod_args, run};
+pub use world::{World, bare, bare_add, beds, names, pod_args, run};
 
 use serde_json::Value;
 

@@ -16,6 +16,9 @@ use serde_json::{Value, json};
 
 use super::{Call, ip};
 
+/// Where the kernel says which boot this is.
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
 /// Where `make test` installs plugins and servers.
 pub fn beds() -> PathBuf {
     let beds = std::env::var_os("META_CNI_BED_CACHE")
@@ -37,6 +40,7 @@ pub struct World {
     /// `manifestDir`.
     pub manifests: PathBuf,
     pods: AtomicU32,
+    boots: AtomicU32,
 }
 
 impl World {
@@ -56,8 +60,12 @@ impl World {
 
     /// A world whose node is the machine itself: for the guest, whose VFs are in its first namespace.
     pub fn on_this_machine() -> Self {
-        let world =
-            Self { bin: "/run/test/bin".into(), manifests: "/etc/cni/manifests".into(), pods: AtomicU32::new(0) };
+        let world = Self {
+            bin: "/run/test/bin".into(),
+            manifests: "/etc/cni/manifests".into(),
+            pods: AtomicU32::new(0),
+            boots: AtomicU32::new(1),
+        };
         for directory in [&world.bin, &world.manifests, Path::new("/etc/cni/primary")] {
             fs::create_dir_all(directory).expect("a directory of the test");
         }
@@ -206,6 +214,26 @@ impl World {
         ip(&format!("netns delete {}", path.trim_start_matches("/run/netns/")));
     }
 
+    /// The machine starts anew as far as it can be had in a test: namespaces of sandboxes and what is in them are gone, the
+    /// primary's bridge too, /run is empty but for what the test itself keeps there, and the kernel has another boot ID.
+    pub fn reboot(&self) {
+        for name in names("/run/netns") {
+            ip(&format!("netns delete {name}"));
+        }
+        if Path::new("/sys/class/net/cni0").exists() {
+            ip("link delete cni0");
+        }
+        for name in names("/run").iter().filter(|name| *name != "test" && *name != "netns") {
+            let path = Path::new("/run").join(name);
+            let _ = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+        }
+        let id = self.boots.fetch_add(1, Ordering::Relaxed);
+        let file = format!("/run/test/boot_id-{id}");
+        fs::write(&file, format!("00000000-0000-4000-8000-{id:012}\n")).expect("a boot ID");
+        let none: Option<&str> = None;
+        mount(Some(file.as_str()), BOOT_ID, none, MsFlags::MS_BIND, none).expect("another boot ID");
+    }
+
     /// A call of our binary, with a runtime's environment.
     pub fn call(&self, verb: &str, container: &str, netns: &str, conf: &Value) -> Call {
         Call::new(Path::new(env!("CARGO_BIN_EXE_meta-cni")), &self.bin, verb, container, netns, conf)
@@ -236,8 +264,9 @@ impl World {
         of_sriov_cni.retain(|name| name != "pci" && name != "vf_lock");
         assert_eq!(of_sriov_cni, Vec::<String>::new(), "files in sriov-cni's directory");
         assert_eq!(names("/var/lib/cni/meta-cni/vfs"), Vec::<String>::new(), "VF leases");
-        for network in names("/var/lib/cni/networks") {
-            assert_eq!(self.leases(&network), Vec::<String>::new(), "leases of {network}");
+        // What begins with a dot lies beside the pools.
+        for network in names("/var/lib/cni/networks").iter().filter(|name| !name.starts_with('.')) {
+            assert_eq!(self.leases(network), Vec::<String>::new(), "leases of {network}");
         }
         for network in names("/var/lib/cni/networks/.meta-cni") {
             let owners = format!("/var/lib/cni/networks/.meta-cni/{network}/owners");
@@ -280,4 +309,20 @@ pub fn bare_add(world: &World, list: &Value, container: &str, netns: &str) -> Va
         previous = Some(world.call("ADD", container, netns, &conf).program(&program).pod("bare").ok());
     }
     previous.expect("a plugin")
+}
+
+/// Runs a later verb of a list as libcni does, without us, with the result of ADD: DEL from the last plugin to the first.
+pub fn bare(world: &World, verb: &str, list: &Value, container: &str, netns: &str, result: &Value) {
+    let mut plugins: Vec<&Value> = list["plugins"].as_array().expect("a list").iter().collect();
+    if verb == "DEL" {
+        plugins.reverse();
+    }
+    for plugin in plugins {
+        let mut conf = plugin.clone();
+        conf["name"] = list["name"].clone();
+        conf["cniVersion"] = list["cniVersion"].clone();
+        conf["prevResult"] = result.clone();
+        let program = world.bin.join(plugin["type"].as_str().expect("a type"));
+        world.call(verb, container, netns, &conf).program(&program).pod("bare").ok();
+    }
 }

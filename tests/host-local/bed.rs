@@ -1,5 +1,4 @@
-//! A data directory of a test's own with one network's pool in it, and the two programs that may be called on it. No
-//! namespaces are needed: host-local touches files alone.
+//! A data directory of a test's own with one network's pool in it, and the two programs that may be called on it.
 
 #![allow(dead_code, unreachable_pub, reason = "each subject uses its part")]
 
@@ -11,6 +10,10 @@ use std::{
     sync::OnceLock,
 };
 
+use nix::{
+    mount::{MsFlags, mount},
+    sched::{CloneFlags, unshare},
+};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -21,6 +24,17 @@ pub const VERSIONS: [&str; 7] = ["0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1
 
 /// The network of a [`Bed`].
 pub const NETWORK: &str = "net-a";
+
+thread_local! {
+    /// We note there what a pool held at boot. libtest gives every test a thread of its own, and the threads that it starts
+    /// are in its namespace.
+    static OWN_RUN: () = {
+        let none: Option<&str> = None;
+        unshare(CloneFlags::CLONE_NEWNS).expect("the suites need root and namespaces");
+        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).expect("make mounts private");
+        mount(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::empty(), none).expect("a /run of its own");
+    };
+}
 
 /// The reference plugin.
 pub fn theirs() -> &'static Path {
@@ -54,8 +68,11 @@ pub struct Bed {
 }
 
 impl Bed {
-    /// An empty data directory for this `ipam` object.
+    /// An empty data directory for this `ipam` object. What is called from this thread on has a /run of its own, in which
+    /// nothing is noted yet.
     pub fn new(ipam: &Value) -> Self {
+        OWN_RUN.with(|()| ());
+        let _ = fs::remove_dir_all("/run/meta-cni");
         let data = tempfile::tempdir().unwrap();
         let mut ipam = ipam.clone();
         ipam["type"] = json!("host-local");

@@ -11,6 +11,11 @@ mod harness;
 
 mod bed;
 mod cost;
+mod delegating;
+mod differential;
 mod disks;
+mod mixed;
+mod node;
 mod processes;
 mod protocol;
+mod subjects;

@@ -111,8 +111,12 @@ fn gc_removes_the_locks_and_leases_of_nobody() {
     fs::write(locks.join("sandbox-killed"), "").unwrap();
     let at_work = fs::File::create(locks.join("sandbox-at-work")).unwrap();
     at_work.lock().unwrap();
-    let pool = Path::new("/var/lib/cni/networks/podnet");
-    fs::create_dir_all(pool).unwrap();
+    let pool = Path::new("/var/lib/cni/networks/main");
+    let of_another = Path::new("/var/lib/cni/networks/podman");
+    for pool in [pool, of_another] {
+        fs::create_dir_all(pool).unwrap();
+        fs::write(pool.join("10.88.0.4"), "").unwrap();
+    }
     for (name, text) in [("10.88.0.2", "live\r\neth0"), ("10.88.0.3", ""), ("last_reserved_ip.0", "10.88.0.3")] {
         fs::write(pool.join(name), text).unwrap();
     }
@@ -121,6 +125,7 @@ fn gc_removes_the_locks_and_leases_of_nobody() {
     world.call("GC", "", "", &gc).ok();
     assert_eq!(names(locks), ["sandbox-at-work", "sandbox-live"]);
     assert_eq!(names(pool), ["10.88.0.2", "last_reserved_ip.0", "lock"]);
+    assert!(of_another.join("10.88.0.4").exists(), "a network that is not ours");
     assert_eq!(world.records("live").len(), 2);
 }
 

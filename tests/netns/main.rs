@@ -13,6 +13,7 @@ mod engine;
 mod face;
 mod forms;
 mod primary;
+mod reboot;
 mod refusals;
 mod requests;
 mod results;

@@ -1,12 +1,10 @@
 //! The two sides of a comparison: the reference plugin and this crate, each on a data directory of its own.
 
-use std::collections::BTreeMap;
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use ipam::{Error, Known, Node, Owner, Pool, Prior, RawIpam, Request, requested_addresses};
+use ipam::{Error, Node, Owner, Pool, Prior, RawIpam, Request, requested_addresses};
 use serde_json::{Value, json};
 
 const WAIT: Duration = Duration::from_secs(60);
@@ -33,7 +31,7 @@ pub(crate) struct Call {
 
 /// One pool's configuration, on its own data directory.
 pub(crate) struct Side {
-    pub(crate) data: tempfile::TempDir,
+    _data: tempfile::TempDir,
     pub(crate) ipam: Value,
 }
 
@@ -43,33 +41,7 @@ impl Side {
         let mut ipam = ipam.clone();
         ipam["dataDir"] = json!(data.path());
         ipam["type"] = json!("host-local");
-        Side { data, ipam }
-    }
-
-    pub(crate) fn directory(&self) -> PathBuf {
-        self.data.path().join("net-a")
-    }
-
-    pub(crate) fn files(&self) -> BTreeMap<String, String> {
-        let entries = fs::read_dir(self.directory()).into_iter().flatten().map(Result::unwrap);
-        entries
-            .map(|entry| (entry.file_name().into_string().unwrap(), fs::read_to_string(entry.path()).unwrap()))
-            .filter(|(name, _)| name != "lock")
-            .collect()
-    }
-
-    pub(crate) fn restore(&self, files: &BTreeMap<String, String>) {
-        for name in self.files().keys() {
-            fs::remove_file(self.directory().join(name)).unwrap();
-        }
-        for (name, content) in files {
-            self.plant(name, content);
-        }
-    }
-
-    pub(crate) fn plant(&self, name: &str, content: &str) {
-        fs::create_dir_all(self.directory()).unwrap();
-        fs::write(self.directory().join(name), content).unwrap();
+        Side { _data: data, ipam }
     }
 }
 
@@ -112,17 +84,11 @@ pub(crate) fn our_pool(side: &Side) -> Result<Pool, Error> {
     Pool::new("net-a", &raw, &[], &Node::default())
 }
 
-pub(crate) fn ours(verb: &str, call: &Call, side: &Side) -> Answer {
+/// The answer to an ADD.
+pub(crate) fn ours(call: &Call, side: &Side) -> Answer {
     let perform = || -> Result<Vec<String>, Error> {
         let pool = our_pool(side)?;
         let owner = Owner::new(&call.container, call.interface)?;
-        if verb == "DEL" {
-            // host-local does it once for every range set; the second time it comes to files of the old format.
-            for _ in &pool.sets {
-                pool.store(WAIT).release(&owner, Known::Nothing)?;
-            }
-            return Ok(Vec::new());
-        }
         let requested = requested_addresses(None, &[], &call.ips)?;
         let request = Request { owner: &owner, requested: &requested, prior: Prior::Unknown, lock_wait: WAIT };
         let reserved = pool.reserve(&request)?;

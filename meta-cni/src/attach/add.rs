@@ -1,6 +1,6 @@
 //! ADD: record, act, record; all or nothing.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use sandbox::{IfName, Netns, Rtnl, set_default_route};
 use serde_json::Value;
@@ -8,7 +8,7 @@ use tokio::time::{Instant, timeout};
 
 use super::{
     Engine,
-    builtin::Announcements,
+    builtin::{Addresses, Announcements},
     open_netns,
     record::{Call, Entry, Record, Stage, new_record},
     request::Request,
@@ -26,10 +26,30 @@ use crate::{
 /// How long a pod with the primary network alone waits for its status to be written.
 const PLAIN_STATUS_LIMIT: Duration = Duration::from_secs(1);
 
-/// An attachment that was made.
+/// An attachment that was made, or is about to be.
 pub(super) struct Made {
     pub(super) record: Record,
     pub(super) result: CniResult,
+    /// What a pool gave for it before it was made.
+    pub(super) reserved: Addresses,
+}
+
+impl Made {
+    /// One of which only the record is there.
+    pub(super) fn new(record: Record) -> Self {
+        Self { record, result: CniResult::default(), reserved: Addresses::default() }
+    }
+}
+
+/// Attachments with a record, and addresses, that are not made yet: by their place.
+pub(super) type Begun = BTreeMap<usize, Made>;
+
+/// What was made so far, in order; and what is only begun.
+#[derive(Default)]
+struct Progress {
+    made: Vec<Made>,
+    begun: Begun,
+    announcements: Announcements,
 }
 
 impl Engine {
@@ -42,6 +62,7 @@ impl Engine {
             .ok_or_else(|| Error::Netns(format!("CNI_NETNS {} is no network namespace", self.invocation.netns)))?
             .identified()?;
         self.layout.create()?;
+        self.list_boot().await?;
         let container = self.invocation.container.clone();
         self.lock(&container).await?;
         let outcome = match self.face {
@@ -57,12 +78,14 @@ impl Engine {
     async fn add_locked(&self, netns: &Netns) -> Result<Value, Error> {
         let others = self.settle_earlier_attempts().await?;
         let request = self.request(&others).await?;
-        let (mut made, mut announcements) = (Vec::new(), Announcements::default());
-        let outcome = self.attach_all(&request, netns, &mut made, &mut announcements).await;
+        let mut progress = Progress::default();
+        let outcome = self.attach_all(&request, netns, &mut progress).await;
         match outcome {
             Ok(value) => Ok(value),
             Err(error) => {
+                let Progress { mut made, begun, announcements } = progress;
                 announcements.stop().await;
+                made.extend(begun.into_values());
                 let left = self.roll_back(made).await;
                 Err(if left.is_empty() { error } else { Error::Several(std::iter::once(error).chain(left).collect()) })
             }
@@ -97,17 +120,15 @@ impl Engine {
         Ok(others)
     }
 
-    async fn attach_all(
-        &self,
-        request: &Request,
-        netns: &Netns,
-        made: &mut Vec<Made>,
-        announcements: &mut Announcements,
-    ) -> Result<Value, Error> {
+    async fn attach_all(&self, request: &Request, netns: &Netns, progress: &mut Progress) -> Result<Value, Error> {
         let call = self.call()?;
+        let Progress { made, begun, announcements } = progress;
+        self.reserve_addresses(&call, &request.attachments, (request.pod.as_ref(), netns), begun).await?;
         for (position, attachment) in request.attachments.iter().enumerate() {
-            let record = self.begin(&call, position, attachment, request.pod.as_ref(), netns)?;
-            made.push(Made { record, result: CniResult::default() });
+            made.push(match begun.remove(&position) {
+                Some(begun) => begun,
+                None => Made::new(self.begin(&call, position, attachment, request.pod.as_ref(), netns)?),
+            });
             if let Some(last) = made.last_mut() {
                 let attaching = self.attach(attachment, netns, last, announcements);
                 attaching.await.map_err(|error| error.of_network(attachment.title()))?;
@@ -160,7 +181,8 @@ impl Engine {
         let builtin = attachment.is_builtin(&self.settings);
         let record = &mut made.record;
         let (from, previous) = if builtin {
-            let result = self.add_builtin(record, &list, netns, announcements).await?;
+            let reserved = std::mem::take(&mut made.reserved);
+            let result = self.add_builtin((record, reserved), &list, netns, announcements).await?;
             let value = result.to_json(list.version)?;
             record.result = value.clone();
             self.records.write(record, false)?;
@@ -169,7 +191,10 @@ impl Engine {
             (0, None)
         };
         let scene = self.scene(record, &self.invocation.netns);
-        let (value, result) = chain::add(&list, from, previous, &scene).await?;
+        let (value, result) = match chain::add(&list, from, previous, &scene).await {
+            Err(error) if !builtin => self.add_again(&list, error, &scene).await?,
+            made => made?,
+        };
         record.result = value;
         if !record.primary {
             record.stage = Stage::Done;
@@ -203,7 +228,7 @@ impl Engine {
             for gateway in &attachment.default_route {
                 move_default_route(made, at, *gateway);
             }
-            let Made { record, result } = &mut made[at];
+            let Made { record, result, .. } = &mut made[at];
             record.result = result.to_json(self.records.conf(record)?.version)?;
             self.records.write(record, false)?;
         }

@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 
 use super::{
     Engine,
-    add::Made,
+    add::{Begun, Made},
     builtin::Announcements,
     record::{Record, Stage},
     request::devices_of,
@@ -67,17 +67,23 @@ impl Engine {
         let attachment = self.alone()?;
         self.judge(&attachment, &devices_of(&attachment)).map_err(as_sriov_cni_says)?;
         let pod = PodName::of_args(&self.invocation.args);
-        let record = self.begin(&self.call()?, 0, &attachment, pod.as_ref(), netns)?;
-        let mut made = Made { record, result: CniResult::default() };
-        let mut announcements = Announcements::default();
-        let outcome = match self.attach(&attachment, netns, &mut made, &mut announcements).await {
-            Ok(()) => {
-                announcements.finish().await;
-                made.record.stage = Stage::Done;
-                self.records.write(&made.record, false)
-            }
-            Err(error) => Err(error),
+        let (call, place) = (self.call()?, (pod.as_ref(), netns));
+        let mut begun = Begun::new();
+        let reserved = self.reserve_addresses(&call, std::slice::from_ref(&attachment), place, &mut begun).await;
+        let mut made = match begun.remove(&0) {
+            Some(begun) => begun,
+            None => Made::new(self.begin(&call, 0, &attachment, pod.as_ref(), netns)?),
         };
+        let mut announcements = Announcements::default();
+        let outcome = async {
+            // There is no other network that it might be taken for.
+            reserved.map_err(Error::without_network)?;
+            self.attach(&attachment, netns, &mut made, &mut announcements).await?;
+            announcements.finish().await;
+            made.record.stage = Stage::Done;
+            self.records.write(&made.record, false)
+        };
+        let outcome = outcome.await;
         match outcome {
             Ok(()) => Ok(made.record.result),
             Err(error) => {

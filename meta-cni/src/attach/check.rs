@@ -22,6 +22,7 @@ impl Engine {
         let netns = open_netns(&self.invocation.netns)?
             .ok_or_else(|| Error::Netns(format!("CNI_NETNS {} is no network namespace", self.invocation.netns)))?;
         self.layout.create()?;
+        self.list_boot_or_warn().await;
         let call = self.call()?;
         self.lock(&call.container).await?;
         let mut errors = Vec::new();

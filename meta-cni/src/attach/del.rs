@@ -20,6 +20,7 @@ impl Engine {
     /// What could not be undone while the sandbox's namespace lives: the runtime tries again.
     pub async fn del(&mut self) -> Result<(), Error> {
         self.layout.create()?;
+        self.list_boot_or_warn().await;
         let call = self.call()?;
         self.lock(&call.container).await?;
         let entries = self.records.of_container(&call.container)?;

@@ -40,6 +40,11 @@ impl Living {
         let key = Valid { container: call.container.clone(), if_name: call.if_name.clone() };
         call.conf == self.conf && self.valid.as_ref().is_some_and(|valid| !valid.contains(&key))
     }
+
+    /// Whether the list has an attachment of this container.
+    pub(super) fn lists(&self, container: &str) -> bool {
+        self.valid.iter().flatten().any(|valid| valid.container == container)
+    }
 }
 
 impl Engine {
@@ -50,6 +55,7 @@ impl Engine {
     /// All failures; the rest was done all the same.
     pub async fn gc(&mut self) -> Result<(), Error> {
         self.layout.create()?;
+        self.list_boot_or_warn().await;
         let listed = self.listed()?;
         let valid: Option<BTreeSet<Valid>> = match &listed {
             Value::Null => None,
@@ -82,9 +88,9 @@ impl Engine {
                 }
             }
         }
+        errors.extend(self.reclaim_at_gc(&living).await);
         errors.extend(self.records.forget_unused_confs().err());
         errors.extend(SandboxLock::sweep(&self.layout, &self.records).err());
-        errors.extend(self.release_orphans());
         Error::join(errors).map_or(Ok(()), Err)
     }
 

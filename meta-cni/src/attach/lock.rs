@@ -57,7 +57,11 @@ impl SandboxLock {
         }
     }
 
-    fn try_take(path: &Path) -> Result<Option<Self>, Error> {
+    /// Takes the lock if nobody holds it: for who holds another one, and must not wait.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub(super) fn try_take(path: &Path) -> Result<Option<Self>, Error> {
         let failed = |source| Error::io("lock", path.display(), source);
         let file = OpenOptions::new().create(true).truncate(false).write(true).open(path).map_err(failed)?;
         match file.try_lock() {

@@ -4,14 +4,18 @@
 pub mod record;
 
 mod add;
+mod again;
 mod alone;
 mod builtin;
 mod check;
 mod del;
 mod gc;
+mod living;
 mod lock;
+mod pools;
 mod primary;
 mod readiness;
+mod reclaim;
 mod request;
 mod undo;
 
@@ -22,7 +26,7 @@ use tokio::time::Instant;
 
 use crate::{
     cluster::Cluster,
-    cni::{CniArgs, Command, Error, Invocation, Scene},
+    cni::{CniArgs, Command, Error, Invocation, Object, Scene},
     face::Face,
     node::{Layout, boot_id},
     settings::Settings,
@@ -92,6 +96,13 @@ impl Engine {
             self.records.tidy(container);
             lock.remove_file();
         }
+    }
+
+    /// The journals on this node: ours, and those of the faces, each of which has its own.
+    fn journals(&self) -> Vec<Records> {
+        let default = Settings::of_plugin(&Object::default());
+        let layouts = [&self.settings, &default].map(|settings| Face::ALL.map(|face| Layout::of(settings, face)));
+        layouts.iter().flatten().map(Records::of).collect()
     }
 
     /// The key of this call.

@@ -15,6 +15,8 @@ use crate::{
     settings::Settings,
 };
 
+/// The bridge that the plugin `bridge` uses if its configuration names none; Flannel's says the same.
+const DEFAULT_BRIDGE: &str = "cni0";
 /// After which time a file that is not there yet is looked for again: the first time, and at most.
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
@@ -125,6 +127,19 @@ pub(super) fn subnet_file(list: &PluginList) -> Option<PathBuf> {
     let flannel = list.plugins.iter().find(|plugin| plugin.kind == "flannel")?;
     let configured = flannel.object.text("subnetFile").unwrap_or_default();
     Some(PathBuf::from(if configured.is_empty() { SUBNET_FILE } else { &configured }))
+}
+
+/// The bridge of a network whose plugin is `bridge`, or Flannel's with that as its delegate.
+#[must_use]
+pub(super) fn bridge_of(list: &PluginList) -> Option<String> {
+    let conf = list.plugins.iter().find_map(|plugin| match plugin.kind.as_str() {
+        "bridge" => Some(plugin.object.clone()),
+        "flannel" => Some(plugin.object.get::<Object>("delegate").ok()?.unwrap_or_default()),
+        _ => None,
+    })?;
+    let kind = conf.text("type").ok()?;
+    let name = conf.text("bridge").ok().filter(|name| !name.is_empty());
+    (kind.is_empty() || kind == "bridge").then(|| name.unwrap_or_else(|| DEFAULT_BRIDGE.to_owned()))
 }
 
 /// `FLANNEL_SUBNET` of a subnet file: the bridge's address with its prefix.

@@ -11,9 +11,6 @@ use crate::{
     files,
 };
 
-/// The bridge of Flannel's chain, unless its configuration names another.
-const FLANNEL_BRIDGE: &str = "cni0";
-
 impl Engine {
     /// Looks at the primary's configuration, its programs, Flannel's subnet and bridge, and our state directory.
     ///
@@ -58,14 +55,7 @@ impl Engine {
 async fn bridge_disagreement(list: &PluginList) -> Option<String> {
     let file = primary::subnet_file(list)?;
     let subnet = primary::subnet_of(&std::fs::read_to_string(&file).ok()?)?;
-    let flannel = list.plugins.iter().find(|plugin| plugin.kind == "flannel")?;
-    let delegate: crate::cni::Object = flannel.object.get("delegate").ok()??;
-    let kind = delegate.text("type").ok()?;
-    if !(kind.is_empty() || kind == "bridge") {
-        return None;
-    }
-    let name =
-        delegate.text("bridge").ok().filter(|name| !name.is_empty()).unwrap_or_else(|| FLANNEL_BRIDGE.to_owned());
+    let name = primary::bridge_of(list)?;
     let links = Rtnl::open(&Netns::current().ok()?).ok()?;
     // No bridge yet: the first pod makes it.
     let found = read_back(&links, &IfName::try_from(name.as_str()).ok()?).await.ok()?;

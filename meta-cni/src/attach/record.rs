@@ -329,6 +329,19 @@ impl Records {
         PluginList::from_object(Object::parse(&path.display().to_string(), text.as_bytes())?, None)
     }
 
+    /// All configurations that are kept and can be read.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn confs(&self) -> Result<Vec<PluginList>, Error> {
+        let read = |name: String| {
+            let path = self.confs.join(name);
+            let object = Object::parse(&path.display().to_string(), &fs::read(&path).ok()?).ok()?;
+            PluginList::from_object(object, None).ok()
+        };
+        Ok(names_in(&self.confs)?.into_iter().filter_map(read).collect())
+    }
+
     /// Holds the configurations in place until the returned file is dropped: shared by those who are about to name one in
     /// a record, alone by who removes the ones that no record names.
     ///

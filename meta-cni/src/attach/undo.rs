@@ -85,9 +85,13 @@ impl Engine {
             }
         }
         let builtin = record.vf.is_some() || record.addresses.is_some() || self.is_builtin_list(&list);
-        let scene = self.scene(record, netns.unwrap_or_default());
-        let result = record.result.clone();
-        chain::del(&list, usize::from(builtin), Some(&result), &scene, netns.is_none()).await?;
+        // Only its addresses were reserved: no plugin that is chained after it has been called.
+        let is_begun = builtin && record.vf.is_none() && record.addresses.is_some();
+        if !is_begun {
+            let scene = self.scene(record, netns.unwrap_or_default());
+            let result = record.result.clone();
+            chain::del(&list, usize::from(builtin), Some(&result), &scene, netns.is_none()).await?;
+        }
         if builtin { self.undo_builtin(record, &list, netns).await } else { Ok(()) }
     }
 }

@@ -133,6 +133,15 @@ impl Error {
         Self::Network { network: network.into(), source: Box::new(self) }
     }
 
+    /// The same error without the network.
+    #[must_use]
+    pub fn without_network(self) -> Self {
+        match self {
+            Self::Network { source, .. } => *source,
+            other => other,
+        }
+    }
+
     /// One error for a list that is not empty; nothing for an empty one.
     #[must_use]
     pub fn join(mut errors: Vec<Error>) -> Option<Self> {

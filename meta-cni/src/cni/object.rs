@@ -45,6 +45,13 @@ impl Object {
         }
     }
 
+    /// Whether a key is written more than once, in whatever spelling. Programs differ in what they make of that: Go joins
+    /// the objects, and passes over a `null`.
+    #[must_use]
+    pub fn is_doubled(&self, key: &str) -> bool {
+        self.keys().filter(|name| name.eq_ignore_ascii_case(key)).nth(1).is_some()
+    }
+
     /// A text value, empty when missing.
     ///
     /// # Errors

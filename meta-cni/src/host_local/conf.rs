@@ -1,8 +1,8 @@
 //! The configuration, read as host-local reads it.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, time::Duration};
 
-use ipam::{Owner, Pool, RawIpam, RawRange, requested_addresses};
+use ipam::{Owner, Pool, RawIpam, RawRange, Store, requested_addresses};
 use serde::Deserialize;
 
 use crate::{
@@ -10,9 +10,18 @@ use crate::{
     node::Sources,
 };
 
+/// How long the pool's lock is waited for. host-local itself, on a pool of 50,000 leases, keeps it for half a second at each
+/// call, and many may be in the queue.
+pub(super) const LOCK_PATIENCE: Duration = Duration::from_secs(60);
+
 /// The `ipam` object as it was written.
-pub(super) fn raw_ipam(conf: &Object) -> Result<RawIpam, Error> {
+fn raw_ipam(conf: &Object) -> Result<RawIpam, Error> {
     conf.get("ipam")?.ok_or_else(|| Error::Config("IPAM config missing 'ipam' key".to_owned()))
+}
+
+/// The pool's files, whatever its ranges.
+pub(super) fn store(conf: &Object) -> Result<Store, Error> {
+    Ok(Pool::store_of(&conf.text("name")?, &raw_ipam(conf)?, LOCK_PATIENCE)?)
 }
 
 /// The pool of a configuration, judged.

@@ -3,6 +3,7 @@
 //! no lock but the pool's, because its caller may be a plugin that the meta plugin executes. What it knows without reading
 //! the whole pool it knows from the index that the `ipam` crate keeps beside it.
 
+mod boot;
 mod conf;
 mod verbs;
 
@@ -15,6 +16,10 @@ use crate::cni::{Command, Error, Invocation, SpecVersion};
 /// # Errors
 /// What is wrong with the configuration, with host-local's texts; what the pool cannot do.
 pub(crate) fn run(invocation: &Invocation, version: SpecVersion) -> Result<Option<Value>, Error> {
+    // Before anything is changed. A configuration that does not even say where the pool lies fails below.
+    if let Ok(store) = conf::store(&invocation.conf) {
+        boot::note(&store);
+    }
     match invocation.command {
         Command::Add => verbs::add(invocation, version).map(Some),
         Command::Del => verbs::del(invocation).map(|()| None),

@@ -2,15 +2,15 @@
 
 use std::{net::IpAddr, time::Duration};
 
-use ipam::{Known, Pool, Prior, Request, Store};
+use ipam::{Known, Pool, Prior, Request};
 use serde_json::Value;
 
-use super::conf;
+use super::{
+    boot,
+    conf::{self, LOCK_PATIENCE},
+};
 use crate::cni::{CniResult, Error, Invocation, Ip, Object, Route, SpecVersion};
 
-/// How long the pool's lock is waited for. host-local itself, on a pool of 50,000 leases, keeps it for half a second at each
-/// call, and many may be in the queue.
-const LOCK_PATIENCE: Duration = Duration::from_secs(60);
 /// STATUS does not wait long: a runtime asks every few seconds.
 const STATUS_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -35,7 +35,7 @@ pub(super) fn add(invocation: &Invocation, version: SpecVersion) -> Result<Value
 /// Gives back what the container has. Ranges do not count: they may have been changed, or be wrong, since ADD.
 pub(super) fn del(invocation: &Invocation) -> Result<(), Error> {
     let owner = conf::owner(invocation)?;
-    store(&invocation.conf)?.release(&owner, Known::Indexed)?;
+    conf::store(&invocation.conf)?.release(&owner, Known::Indexed)?;
     Ok(())
 }
 
@@ -64,21 +64,27 @@ pub(super) fn check(invocation: &Invocation, version: SpecVersion) -> Result<(),
 
 /// Gives back what belongs to no attachment of the list. Without a list nothing is said of any.
 pub(super) fn gc(invocation: &Invocation) -> Result<(), Error> {
-    let store = store(&invocation.conf)?;
+    let store = conf::store(&invocation.conf)?;
     let Some(valid) = conf::valid(&invocation.conf)? else { return Ok(()) };
     store.release_all_but(&valid)?;
     Ok(())
 }
 
-/// Whether an ADD could work: the configuration is right, and the pool can be written and has an address left.
+/// Whether an ADD could work: the configuration is right, and the pool can be written and has an address left. An error
+/// makes the runtime call its node not ready, and then no ADD comes any more: what an ADD would reclaim, and what comes back
+/// by itself, is as good as free.
 pub(super) fn status(invocation: &Invocation, version: SpecVersion) -> Result<(), Error> {
     let not_ready = |error: Error| Error::NotReady(format!("the network is not ready: {error}"));
     let pool = conf::pool(&invocation.conf, version).map_err(not_ready)?;
-    pool.vacancy(STATUS_PATIENCE).map_err(|error| not_ready(error.into()))
-}
-
-fn store(conf: &Object) -> Result<Store, Error> {
-    Ok(Pool::store_of(&conf.text("name")?, &conf::raw_ipam(conf)?, LOCK_PATIENCE)?)
+    match pool.vacancy(STATUS_PATIENCE) {
+        Err(ipam::Error::Exhausted { withheld: Some(_), .. }) => Ok(()),
+        Err(ipam::Error::Exhausted { .. })
+            if boot::has_leftovers(&pool.store(STATUS_PATIENCE)).map_err(not_ready)? =>
+        {
+            Ok(())
+        }
+        outcome => outcome.map_err(|error| not_ready(error.into())),
+    }
 }
 
 /// Those addresses of `prevResult` that are of this network: the chain may have got others elsewhere.

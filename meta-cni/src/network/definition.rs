@@ -65,12 +65,14 @@ impl Definition {
 fn guard(mut list: PluginList) -> Result<PluginList, Error> {
     for plugin in &mut list.plugins {
         plugin.object.remove("runtimeConfig");
+        refuse_doubled(&plugin.object, &["type", "ipam"])?;
         if let Some(kind) = names_meta_plugin(&plugin.object) {
             return Err(Error::Config(format!(
                 "type \"{kind}\" would call the meta plugin again: name the network's own plugin"
             )));
         }
         let Some(ipam) = plugin.object.get::<Object>("ipam")? else { continue };
+        refuse_doubled(&ipam, &["type", "dataDir"])?;
         let kind = ipam.text("type")?;
         if kind.contains('/') || kind.contains("..") {
             return Err(Error::Config(format!("IPAM type \"{kind}\" is a path: give the name of a program in binDir")));
@@ -81,6 +83,14 @@ fn guard(mut list: PluginList) -> Result<PluginList, Error> {
         }
     }
     Ok(list)
+}
+
+/// Refuses a key that is judged here and written twice: what is judged must be what the plugin sees.
+fn refuse_doubled(object: &Object, keys: &[&str]) -> Result<(), Error> {
+    match keys.iter().find(|key| object.is_doubled(key)) {
+        Some(key) => Err(Error::Config(format!("\"{key}\" is written twice: leave one"))),
+        None => Ok(()),
+    }
 }
 
 /// Whether a directory, with its links resolved as far as it exists, lies below /var/lib/cni or /run.
@@ -150,6 +160,18 @@ mod tests {
         assert!(
             matches!(definition("{").plugins(Path::new("/")), Err(Error::Decode { what, .. }) if what.contains("net-a"))
         );
+    }
+
+    #[test]
+    fn what_is_judged_is_what_a_plugin_sees() {
+        for (config, key) in [
+            (r#"{"type":"x","ipam":{"type":"host-local","dataDir":"/etc","DataDir":null}}"#, "dataDir"),
+            (r#"{"type":"x","ipam":{"dataDir":"/etc"},"IPAM":{"type":"host-local"}}"#, "ipam"),
+            (r#"{"type":"x","ipam":{"type":"/bin/sh","type":null}}"#, "type"),
+            (r#"{"plugins":[{"type":"x"},{"type":"multus","Type":"x"}]}"#, "type"),
+        ] {
+            assert_eq!(refusal(config), format!("definition default/net-a: \"{key}\" is written twice: leave one"));
+        }
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use super::BootLists;
 use crate::{cni::Error, face::Face, files, settings::Settings};
 
 /// The directories of our state and locks.
@@ -53,6 +54,12 @@ impl Layout {
     #[must_use]
     pub fn locks(&self) -> PathBuf {
         self.run.join("lock")
+    }
+
+    /// What the pools held at boot.
+    #[must_use]
+    pub fn boot_lists(&self, boot_id: &str) -> BootLists {
+        BootLists::new(self.run.join("boot"), boot_id)
     }
 
     /// The lock of a sandbox. A plugin alone has one of its own: its caller may be the meta plugin, which holds the other.

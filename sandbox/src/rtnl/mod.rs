@@ -55,6 +55,17 @@ impl Rtnl {
         &self.netns
     }
 
+    /// The addresses of all links of the namespace (a dump).
+    pub async fn all_addresses(&self) -> Result<Vec<Address>, Error> {
+        let query = Message::GetAddress(AddressMessage::default());
+        let replies = conn::request(&self.handle, query, NLM_F_DUMP, "list addresses", "all").await?;
+        let addresses = replies.iter().filter_map(|reply| match reply {
+            Message::NewAddress(message) => decode::address(message),
+            _ => None,
+        });
+        Ok(addresses.collect())
+    }
+
     /// Waits until an event since the last call of [`Links::link_event`] tells that the link has a carrier.
     pub(crate) async fn carrier_event(&self, index: u32) -> Result<(), Error> {
         let mut events = self.events.lock().await;

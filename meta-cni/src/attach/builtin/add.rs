@@ -17,10 +17,11 @@ use crate::{
 };
 
 impl Engine {
-    /// Attaches the VF and gives it its addresses; the record says what is about to be done before it is.
+    /// Attaches the VF and gives it its addresses; the record says what is about to be done before it is. Those of a pool
+    /// are `reserved` before.
     pub(in crate::attach) async fn add_builtin(
         &self,
-        record: &mut Record,
+        (record, reserved): (&mut Record, Addresses),
         list: &PluginList,
         netns: &Netns,
         announcements: &mut Announcements,
@@ -56,16 +57,18 @@ impl Engine {
         record.vf = Some(original.clone());
         self.records.write(record, false)?;
 
-        // A pool that has no address left is found out before the VF is touched.
-        let reserved = self.reserve(&ipam, record)?;
+        let known = match &ipam {
+            BuiltinIpam::Static(given) => Addresses::fixed(given),
+            BuiltinIpam::None | BuiltinIpam::Pool { .. } | BuiltinIpam::Executed(_) => reserved,
+        };
         if original.netdev.is_none() {
-            return self.add_userspace(record, list, &vf, (&ipam, reserved), (&host, &pod, &name)).await;
+            return self.add_userspace(record, list, &vf, (&ipam, known), (&host, &pod, &name)).await;
         }
         let alias = vf_alias(record, &original);
         let attached = attach(&host, &pod, &original, &vf.wanted, &name, Some(&alias)).await?;
-        let addresses = match (&ipam, reserved) {
-            (BuiltinIpam::Executed(kind), _) => self.execute_ipam(kind, record, list).await?,
-            (_, reserved) => reserved,
+        let addresses = match &ipam {
+            BuiltinIpam::Executed(kind) => self.execute_ipam(kind, record, list).await?,
+            BuiltinIpam::None | BuiltinIpam::Pool { .. } | BuiltinIpam::Static(_) => known,
         };
         let mut result = addresses.into_result();
         result.interfaces = vec![Interface {
@@ -96,7 +99,10 @@ impl Engine {
         self.records.write(record, true)?;
         let scene = self.scene(record, &record.netns.clone());
         let Some(plugin) = list.plugins.first() else { return Err(Error::Config("no plugin".to_owned())) };
-        let result = chain::ipam_add(list, plugin, kind, &scene).await?;
+        let result = match chain::ipam_add(list, plugin, kind, &scene).await {
+            Err(error) => self.ipam_add_again(list, plugin, kind, error, &scene).await?,
+            Ok(given) => given,
+        };
         if result.ips.is_empty() {
             return Err(Error::DelegateBroken(format!("IPAM plugin {kind} returned missing IP config")));
         }

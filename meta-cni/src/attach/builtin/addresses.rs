@@ -1,13 +1,10 @@
 //! The addresses of what is attached in-process: host-local's pools, `static`, or an IPAM plugin that is executed.
 
-use ipam::{Pool, Prior, RawIpam, RawRange, Request, StaticAddresses, StaticRequest, Store, requested_addresses};
+use ipam::{Pool, RawIpam, RawRange, Reservation, StaticAddresses, StaticRequest, Store, requested_addresses};
 
 use super::LOCK_PATIENCE;
 use crate::{
-    attach::{
-        Engine,
-        record::{PoolAddresses, Record},
-    },
+    attach::Engine,
     cni::{CniArgs, CniResult, Dns, Error, Ip, Object, PluginList, Route, ips_of_args, refuse_several_of_a_family},
     node::Sources,
     settings::judge,
@@ -37,7 +34,7 @@ pub(super) enum Giver {
 
 /// Addresses, routes and name servers of an attachment.
 #[derive(Debug, Default)]
-pub(super) struct Addresses {
+pub(in crate::attach) struct Addresses {
     pub(super) ips: Vec<Ip>,
     pub(super) routes: Vec<Route>,
     pub(super) dns: Dns,
@@ -111,64 +108,29 @@ impl Engine {
         let raw = serde_json::from_str(object.get()).map_err(wrong)?;
         Ok(Some((kind, Some(raw))))
     }
-
-    /// Removes leases that name nobody, in all pools. host-local writes a lease after it has made the file, so a power cut
-    /// leaves empty ones, which no plugin ever gives back.
-    pub(in crate::attach) fn release_orphans(&self) -> Vec<Error> {
-        let mut errors = Vec::new();
-        for pool in pools() {
-            match pool.release_orphans() {
-                Ok(removed) => removed.iter().for_each(|lease| {
-                    tracing::warn!(address = %lease.address, "a lease that names nobody is removed");
-                }),
-                Err(error) => errors.push(error.into()),
-            }
-        }
-        errors
-    }
-
-    /// Reserves addresses of a pool, written down before they are taken; static ones are known already.
-    pub(super) fn reserve(&self, ipam: &BuiltinIpam, record: &mut Record) -> Result<Addresses, Error> {
-        match ipam {
-            BuiltinIpam::None | BuiltinIpam::Executed(_) => Ok(Addresses::default()),
-            BuiltinIpam::Static(given) => Ok(Addresses {
-                ips: given
-                    .addresses
-                    .iter()
-                    .map(|ip| Ip { interface: None, address: ip.address, gateway: ip.gateway })
-                    .collect(),
-                routes: given.routes.iter().map(Route::from).collect(),
-                dns: given.dns.clone().into(),
-            }),
-            BuiltinIpam::Pool { pool, requested } => {
-                let owner = ipam::Owner::new(&record.call.container, &record.interface)?;
-                // What an earlier attempt of this call reserved was given back before: the records say so.
-                let request = Request { owner: &owner, requested, prior: Prior::NoneKnown, lock_wait: LOCK_PATIENCE };
-                let reserved = pool.reserve_with(&request, |chosen| {
-                    let addresses = chosen.iter().map(|reservation| reservation.address.addr()).collect();
-                    record.addresses = Some(PoolAddresses {
-                        directory: pool.directory.clone(),
-                        addresses,
-                        cool_down: pool.cool_down.as_secs(),
-                    });
-                    self.records.write(record, false)
-                })?;
-                let found_dns = pool.resolv_conf.as_deref().map(ipam::Dns::read).transpose()?.unwrap_or_default();
-                Ok(Addresses {
-                    ips: reserved.iter().map(Ip::from).collect(),
-                    routes: pool.routes.iter().map(Route::from).collect(),
-                    dns: found_dns.into(),
-                })
-            }
-        }
-    }
 }
 
-/// All pools in host-local's own place.
-pub(super) fn pools() -> impl Iterator<Item = Store> {
-    let entries = std::fs::read_dir(ipam::DEFAULT_DATA_DIR).into_iter().flatten().flatten();
-    // No network's name begins with a dot: that is what lies beside the pools.
-    let pools = entries.filter(|entry| !entry.file_name().as_encoded_bytes().starts_with(b"."));
-    let directories = pools.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
-    directories.map(|directory| Store::new(directory.path(), LOCK_PATIENCE))
+impl Addresses {
+    /// Those that the configuration itself names.
+    pub(super) fn fixed(given: &StaticAddresses) -> Self {
+        Self {
+            ips: given
+                .addresses
+                .iter()
+                .map(|ip| Ip { interface: None, address: ip.address, gateway: ip.gateway })
+                .collect(),
+            routes: given.routes.iter().map(Route::from).collect(),
+            dns: given.dns.clone().into(),
+        }
+    }
+
+    /// Those that a pool gave.
+    pub(super) fn of_pool(pool: &Pool, reserved: &[Reservation]) -> Result<Self, Error> {
+        let dns = pool.resolv_conf.as_deref().map(ipam::Dns::read).transpose()?.unwrap_or_default();
+        Ok(Self {
+            ips: reserved.iter().map(Ip::from).collect(),
+            routes: pool.routes.iter().map(Route::from).collect(),
+            dns: dns.into(),
+        })
+    }
 }

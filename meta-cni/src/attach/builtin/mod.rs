@@ -6,6 +6,7 @@ mod addresses;
 mod announce;
 mod check;
 mod leftover;
+mod reserve;
 mod sriov_cni;
 mod takeover;
 mod undo;
@@ -25,6 +26,7 @@ use crate::{
     network::Attachment,
     settings::{CNI_KEYS, judge},
 };
+pub(super) use addresses::Addresses;
 use addresses::BuiltinIpam;
 pub(super) use announce::Announcements;
 

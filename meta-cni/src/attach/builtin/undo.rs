@@ -5,10 +5,10 @@ use std::{collections::BTreeSet, path::Path, time::Duration};
 use sandbox::{Links, Netns, NetnsId, Rtnl};
 use sriov::{Original, PciAddress, SriovCni};
 
-use super::{BuiltinVf, LOCK_PATIENCE, addresses::pools, lease_key, of_container};
+use super::{BuiltinVf, LOCK_PATIENCE, lease_key, of_container};
 use crate::{
     attach::{
-        Engine,
+        Engine, pools,
         record::{Call, PoolAddresses, Record},
     },
     cni::{Command, Error, PluginList, chain},
@@ -160,8 +160,8 @@ impl Engine {
             }
         }
         let owner = ipam::Owner::new(&call.container, interface)?;
-        for pool in pools() {
-            pool.release(&owner, ipam::Known::Nothing)?;
+        for pool in pools::of_node() {
+            ipam::Store::new(pool, LOCK_PATIENCE).release(&owner, ipam::Known::Nothing)?;
         }
         self.records.remove_file(path)
     }

@@ -22,14 +22,14 @@ impl Engine {
         record: &mut Record,
         list: &PluginList,
         vf: &BuiltinVf,
-        (ipam, reserved): (&BuiltinIpam, Addresses),
+        (ipam, known): (&BuiltinIpam, Addresses),
         (host, pod, name): (&Rtnl, &Rtnl, &IfName),
     ) -> Result<CniResult, Error> {
         let Some(original) = record.vf.clone() else { return Err(Error::Config("no VF is recorded".to_owned())) };
         let attached = attach_userspace(host, pod, &original, &vf.wanted, name).await?;
         let addresses = match ipam {
             BuiltinIpam::Executed(kind) => self.execute_ipam(kind, record, list).await?,
-            BuiltinIpam::None | BuiltinIpam::Pool { .. } | BuiltinIpam::Static(_) => reserved,
+            BuiltinIpam::None | BuiltinIpam::Pool { .. } | BuiltinIpam::Static(_) => known,
         };
         let mut result = addresses.into_result();
         result.interfaces = vec![Interface {

@@ -25,6 +25,7 @@ mod request;
 mod reserve;
 mod resolv_conf;
 mod route;
+mod stamp;
 mod static_addresses;
 mod store;
 mod subnet;

@@ -15,4 +15,5 @@ mod mixed;
 mod node;
 mod processes;
 mod protocol;
+mod reboot;
 mod subjects;

@@ -12,7 +12,7 @@ use std::{
 
 use serde_json::{Value, json};
 
-use crate::harness::{Interface, Recorder, World, bare_add, ip_in, names};
+use crate::harness::{Interface, Recorder, Which, World, bare_add, ip_in, names, trace};
 
 /// One test at a time: who looks at all namespaces of the machine holds each for a moment, and so those that another test
 /// has just deleted.
@@ -320,6 +320,41 @@ fn pools_are_listed_once_in_a_boot_before_any_plugin_runs() {
         let _ = world.call(verb, "p", &netns, &conf).pod("p").run();
         assert_eq!(names("/run/meta-cni/boot"), [format!("00000000-0000-4000-8000-{boot:012}")], "{verb}");
     }
+}
+
+#[test]
+fn killed_anywhere_while_listing_the_next_verb_lists_before_any_plugin_runs() {
+    let _alone = alone();
+    let world = World::new();
+    let recorder = Recorder::install(&world.bin, &["watcher"]);
+    recorder.behave("watcher", "DEL", "ls /run/meta-cni/boot/*/listed >/dev/null || exit 1");
+    let primary = json!({"cniVersion": "1.0.0", "name": "main", "plugins": [{"type": "watcher"}]});
+    let conf = world.conf(&world.primary(&primary));
+    for pool in ["main", "net-a", "net-b"] {
+        lease(pool, "10.231.11.2", "c1\r\neth0");
+    }
+    world.reboot();
+    let netns = world.netns();
+    let call = || world.call("DEL", "p", &netns, &conf).pod("p");
+    let whole = trace(&call(), Which::All, None);
+    assert_eq!(whole.code, Some(0), "{}", whole.stdout);
+    let expected = lists(SECOND);
+    assert_eq!(expected.len(), 6, "{expected:?}");
+    let last = whole.points.iter().position(|point| point.about.ends_with("/listed")).expect("it says when it is done");
+    let mut partly = 0;
+    for before in 0..=last + 1 {
+        let _ = fs::remove_dir_all("/run/meta-cni");
+        recorder.take();
+        let killed = trace(&call(), Which::All, Some(before));
+        assert!(killed.killed, "before point {before}");
+        assert_eq!(recorder.take(), Vec::<String>::new(), "no plugin ran before point {before}");
+        partly += usize::from((1..6).contains(&lists(SECOND).len()));
+        call().ok();
+        assert_eq!(recorder.take(), ["DEL watcher eth0"]);
+        assert_eq!(lists(SECOND), expected, "killed before point {before}");
+        assert!(names(format!("/run/meta-cni/boot/{SECOND}")).contains(&"listed".to_owned()));
+    }
+    assert!(partly > 0, "it was never killed between two lists");
 }
 
 #[test]

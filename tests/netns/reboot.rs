@@ -268,6 +268,53 @@ fn another_runtimes_pool_is_left_alone() {
     world.call("DEL", "reboot-new", &netns, &conf).pod("reboot-new").ok();
 }
 
+/// The files of a pool with what is in them.
+fn content(network: &str) -> Vec<(String, String)> {
+    let read = |name: String| (name.clone(), fs::read_to_string(format!("{}/{name}", pool(network))).unwrap());
+    names(pool(network)).into_iter().map(read).collect()
+}
+
+/// In one boot: the list decides, under either of its names.
+#[test]
+fn gc_frees_what_belongs_to_no_valid_attachment_and_nothing_else() {
+    let _alone = alone();
+    for (number, key) in [(12, "cni.dev/valid-attachments"), (13, "cni.dev/attachments")] {
+        let world = World::new();
+        let (mut conf, _) = flannel(&world, &format!("10.231.{number}.1/24"));
+        world.macvlan("net-a", &format!("10.232.{number}.0/24"));
+        let live = add(&world, &conf, "reboot-live", "net-a");
+        add(&world, &conf, "reboot-dead", "net-a");
+        add(&world, &conf, "reboot-lost", "net-a");
+        fs::remove_dir_all("/var/lib/cni/meta-cni/sandboxes/reboot-lost").unwrap();
+        lease("podman", "10.88.0.2", "reboot-podman\r\neth0");
+        lease("podman", "last_reserved_ip.0", "10.88.0.2");
+        lease("podman", "lock", "");
+        let of_others = content("podman");
+        let own = |network: &str| -> Vec<(String, String)> {
+            let mut all = content(network);
+            all.retain(|(name, text)| name.starts_with("l") || text.starts_with("reboot-live"));
+            all
+        };
+        let (of_primary, of_macvlan) = (own("cbr0"), own("net-a"));
+        conf["cniVersion"] = json!("1.1.0");
+        conf[key] = json!([{"containerID": "reboot-live", "ifname": "eth0"}]);
+        world.call("GC", "", "", &conf).ok();
+        // Of the lost one nothing says that it is dead, and in this boot somebody else may have attached it.
+        let lost = |network: &str| content(network).into_iter().filter(|(_, text)| text.starts_with("reboot-lost"));
+        for (network, kept) in [("cbr0", of_primary), ("net-a", of_macvlan)] {
+            let mut now = content(network);
+            assert_eq!(lost(network).count(), 1);
+            now.retain(|(_, text)| !text.starts_with("reboot-lost"));
+            assert_eq!(now, kept, "{network} by {key}");
+        }
+        assert_eq!(content("podman"), of_others);
+        world.call("CHECK", "reboot-live", &live, &conf).pod("reboot-live").ok();
+        // The DEL of the runtime, which knows it, has all of it but what only its record told of.
+        world.call("DEL", "reboot-lost", "", &conf).pod("reboot-lost").ok();
+        assert_eq!((lost("cbr0").count(), lost("net-a").count()), (0, 1));
+    }
+}
+
 /// The lists of this boot, as `FILE: LINE`s.
 fn lists(boot: &str) -> Vec<String> {
     let directory = format!("/run/meta-cni/boot/{boot}");

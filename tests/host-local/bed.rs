@@ -68,9 +68,11 @@ pub struct Bed {
 }
 
 impl Bed {
-    /// An empty data directory for this `ipam` object. What is called from this thread on has a /run of its own.
+    /// An empty data directory for this `ipam` object. What is called from this thread on has a /run of its own, in which
+    /// nothing is noted yet.
     pub fn new(ipam: &Value) -> Self {
         OWN_RUN.with(|()| ());
+        let _ = fs::remove_dir_all("/run/meta-cni");
         let data = tempfile::tempdir().unwrap();
         let mut ipam = ipam.clone();
         ipam["type"] = json!("host-local");

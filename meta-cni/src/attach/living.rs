@@ -3,7 +3,7 @@
 //! as many as he likes: everything is looked at once.
 
 use std::{
-    collections::{BTreeSet, HashMap, HashSet},
+    collections::{BTreeSet, HashMap},
     net::IpAddr,
     path::{Path, PathBuf},
 };
@@ -84,11 +84,28 @@ pub enum State {
     Unknown,
 }
 
+/// What speaks for somebody's life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Because {
+    /// A record with a living namespace.
+    Record,
+    /// An interface that has the address.
+    Interface,
+    /// An interface that has another address of the container's.
+    OtherAddress,
+    /// A process that speaks of the container.
+    Process,
+    /// A record of the container that cannot be read: there is no telling.
+    TornRecord,
+}
+
 /// What was found out about one lease.
 #[derive(Debug)]
 pub struct Verdict<'a> {
     /// Whether its holder is alive.
     pub state: State,
+    /// Why he is taken for alive.
+    pub because: Option<Because>,
     /// The record that tells most about it.
     pub claim: Option<&'a Claim>,
     /// An interface that has the address.
@@ -107,7 +124,7 @@ pub struct Evidence {
     places: HashMap<IpAddr, Vec<Place>>,
     processes: ProcessWords,
     /// Containers that live by something else than a record.
-    believed: HashSet<String>,
+    believed: HashMap<String, Because>,
     torn: Vec<PathBuf>,
     unreadable: Vec<String>,
 }
@@ -125,7 +142,7 @@ impl Evidence {
             of_address: HashMap::new(),
             places: HashMap::new(),
             processes: ProcessWords::look(),
-            believed: HashSet::new(),
+            believed: HashMap::new(),
             torn: Vec::new(),
             unreadable: Vec::new(),
         };
@@ -170,15 +187,19 @@ impl Evidence {
     pub fn believe(&mut self, pool: &Path, leases: &[Lease]) {
         let in_use = leases.iter().filter(|lease| self.places_of(pool, lease.address).next().is_some());
         let containers: Vec<String> = in_use.filter_map(|lease| lease.container.clone()).collect();
-        self.believed.extend(containers);
+        self.believed.extend(containers.into_iter().map(|container| (container, Because::OtherAddress)));
     }
 
     /// Whether a container may live.
     #[must_use]
     pub fn has_container(&self, container: &str) -> bool {
-        self.believed.contains(container)
-            || self.processes.have(container)
-            || self.claims_of(self.of_container.get(container)).any(lives)
+        self.claims_of(self.of_container.get(container)).any(lives) || self.believes(container).is_some()
+    }
+
+    /// What but a record speaks for a container.
+    fn believes(&self, container: &str) -> Option<Because> {
+        let by_process = || self.processes.have(container).then_some(Because::Process);
+        self.believed.get(container).copied().or_else(by_process)
     }
 
     /// Judges the holder of a lease of a pool. One that names nobody has no holder: it is unknown.
@@ -194,14 +215,17 @@ impl Evidence {
         let living =
             own.filter(|claim| lives(claim)).or_else(|| of_container().find(|claim| lives(claim))).or(claiming);
         let place = self.places_of(pool, lease.address).next();
-        let state = if living.is_some() || place.is_some() || self.has_container(container) {
-            State::Live
-        } else if of_container().next().is_some() && self.unreadable.is_empty() {
-            State::Dead
-        } else {
-            State::Unknown
+        let because = match (living, place) {
+            (Some(_), _) => Some(Because::Record),
+            (None, Some(_)) => Some(Because::Interface),
+            (None, None) => self.believes(container),
         };
-        Verdict { state, claim: living.or(own).or_else(|| of_container().next()), place }
+        let state = match because {
+            Some(_) => State::Live,
+            None if of_container().next().is_some() && self.unreadable.is_empty() => State::Dead,
+            None => State::Unknown,
+        };
+        Verdict { state, because, claim: living.or(own).or_else(|| of_container().next()), place }
     }
 
     /// The interfaces that have an address which may be of a pool: all, but for those that a record gives to other pools.
@@ -254,7 +278,7 @@ impl Evidence {
                     }
                     // There is no telling.
                     Entry::Torn { path, .. } => {
-                        self.believed.insert(container.clone());
+                        self.believed.insert(container.clone(), Because::TornRecord);
                         self.torn.push(path);
                     }
                 }

@@ -102,7 +102,9 @@ pub(super) fn read(
             }
             Some(Arg::Value(word)) => words.push(lossy(word)),
             Some(option) => return Err(option.unexpected().to_string()),
-            None => return Err(format!("\"{}\" is not a whole command", words.join(" "))),
+            None => {
+                return Err(format!("\"{}\" is not a whole command: {}", words.join(" "), titles(commands, &words)));
+            }
         }
         if !commands.iter().any(|command| begins_with(command, &words)) {
             return Err(format!("there is no command \"{}\"", words.join(" ")));
@@ -172,6 +174,11 @@ impl Flag {
     }
 }
 
+fn titles(commands: &[Command], words: &[String]) -> String {
+    let meant = commands.iter().filter(|command| begins_with(command, words));
+    meant.map(Command::title).collect::<Vec<_>>().join(", ")
+}
+
 fn begins_with(command: &Command, words: &[String]) -> bool {
     command.words.len() >= words.len() && command.words.iter().zip(words).all(|(word, given)| word == given)
 }
@@ -212,7 +219,7 @@ mod tests {
     #[test]
     fn what_is_wrong_is_said() {
         for (line, wanted) in [
-            ("ipam", "\"ipam\" is not a whole command"),
+            ("ipam", "\"ipam\" is not a whole command: ipam list, ipam release ADDRESS, ipam verify"),
             ("ipam lits", "there is no command \"ipam lits\""),
             ("frob", "there is no command \"frob\""),
             ("--frob", "invalid option '--frob'"),

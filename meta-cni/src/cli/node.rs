@@ -8,7 +8,7 @@ use ipam::RawIpam;
 use super::{Arguments, NET_DIR};
 use crate::{
     attach::{Engine, record::Records},
-    cni::{CniArgs, Command, Error, Invocation, Object, files_in},
+    cni::{CniArgs, Command, Error, Invocation, Object, PluginList, files_in},
     face::Face,
     log,
     node::{Layout, SUBNET_FILE, Sources},
@@ -17,6 +17,8 @@ use crate::{
 
 /// Where runtimes have their configurations.
 const NET_D: &str = "/etc/cni/net.d";
+/// What the names of configurations end in.
+const EXTENSIONS: [&str; 3] = ["conf", "conflist", "json"];
 
 /// What a node's configurations say about us.
 #[derive(Debug)]
@@ -31,7 +33,7 @@ impl Node {
     /// Looks for the configurations of the meta plugin. What does not parse is passed over, as the runtime does.
     pub(super) fn find(arguments: &Arguments) -> Self {
         let net_dir = arguments.path(NET_DIR.name).unwrap_or_else(|| NET_D.into());
-        let files = files_in(&net_dir, &["conf", "conflist", "json"]);
+        let files = files_in(&net_dir, &EXTENSIONS);
         let confs = files.iter().flat_map(|file| confs_of(file)).collect();
         Self { net_dir, confs }
     }
@@ -52,6 +54,23 @@ impl Node {
             layouts.extend(found);
         }
         layouts.iter().map(Records::of).collect()
+    }
+
+    /// The networks that are configured by files: those that the runtime attaches by itself, and what our configurations
+    /// lead to without an API server. What does not parse is passed over.
+    pub(super) fn networks(&self) -> Vec<PluginList> {
+        let mut files = files_in(&self.net_dir, &EXTENSIONS);
+        let mut lists = Vec::new();
+        for settings in self.settings() {
+            files.extend(files_in(&settings.conf_dir, &EXTENSIONS));
+            if let Some(primary) = settings.cluster_network.map(PathBuf::from).filter(|path| path.is_absolute()) {
+                files.extend(files_in(&primary, &EXTENSIONS));
+                files.push(primary);
+            }
+            lists.extend(settings.delegates.into_iter().filter_map(|conf| PluginList::from_object(conf, None).ok()));
+        }
+        lists.extend(files.iter().filter_map(|file| PluginList::from_file(file).ok()));
+        lists
     }
 
     /// The engine as the runtime's configuration sets it up; none if there is no such configuration.

@@ -99,7 +99,7 @@ impl Census {
     /// What the command line names and is not there; pools and journals that cannot be read.
     pub(super) async fn take(arguments: &Arguments, node: &Node) -> Result<Self, Failure> {
         let journals = node.journals();
-        let lists = configurations(&journals)?;
+        let sources = configurations(&journals, node)?;
         let wanted = arguments.value(NETWORK.name);
         let given = arguments.path(CONF.name).map(|path| given_conf(&path, wanted, node)).transpose()?;
         let data_dir = arguments.path(DATA_DIR.name);
@@ -107,7 +107,7 @@ impl Census {
             return Err(Failure::Failed(Error::Config(format!("there is no directory {}", directory.display()))));
         }
         let mut directories: BTreeSet<PathBuf> = pools::of_node().into_iter().collect();
-        directories.extend(lists.iter().flat_map(pools::of_network).filter(|directory| directory.is_dir()));
+        directories.extend(sources.iter().flatten().flat_map(pools::of_network).filter(|directory| directory.is_dir()));
         directories.extend(data_dir.iter().flat_map(|directory| pools::in_directory(directory)));
         let mut pools = Vec::new();
         for directory in directories {
@@ -119,7 +119,7 @@ impl Census {
             // What the administrator says counts, whatever was once kept under that name.
             let ranges = match &given {
                 Some(list) if list.name == network => Ranges::of([list], node),
-                _ => Ranges::of(lists.iter().filter(|list| pools::of_network(list).contains(&directory)), node),
+                _ => Ranges::of_pool(&directory, &sources, node),
             };
             let in_place = data_dir.as_deref().is_none_or(|data_dir| directory.parent() == Some(data_dir));
             let wanted = wanted.is_none_or(|wanted| wanted == network) && in_place;
@@ -160,16 +160,18 @@ impl Census {
     }
 }
 
-/// The configurations that are known to name pools: those that the journals keep, and what Flannel told its delegates.
-fn configurations(journals: &[Records]) -> Result<Vec<PluginList>, Error> {
-    let mut lists = Vec::new();
+/// The configurations that are known to name pools: those in files, which are what counts today; those that the journals
+/// keep; and what Flannel told its delegates.
+fn configurations(journals: &[Records], node: &Node) -> Result<[Vec<PluginList>; 3], Error> {
+    let files = node.networks();
+    let mut kept = Vec::new();
     for records in journals {
-        lists.extend(records.confs()?);
+        kept.extend(records.confs()?);
     }
-    let mut scratch: BTreeSet<PathBuf> = lists.iter().filter_map(pools::scratch_of).collect();
+    let mut scratch: BTreeSet<PathBuf> = files.iter().chain(&kept).filter_map(pools::scratch_of).collect();
     scratch.insert(PathBuf::from(pools::FLANNEL_DIRECTORY));
-    lists.extend(scratch.iter().flat_map(|directory| pools::told_by_flannel(directory)));
-    Ok(lists)
+    let told = scratch.iter().flat_map(|directory| pools::told_by_flannel(directory)).collect();
+    Ok([files, kept, told])
 }
 
 impl PoolFound {
@@ -212,6 +214,13 @@ impl PoolFound {
 }
 
 impl Ranges {
+    /// The ranges of a pool by the first of the sources that has any.
+    fn of_pool(directory: &Path, sources: &[Vec<PluginList>], node: &Node) -> Self {
+        let is_its = |list: &&PluginList| pools::of_network(list).contains(directory);
+        let found = sources.iter().map(|lists| Self::of(lists.iter().filter(is_its), node));
+        found.into_iter().find(|ranges| *ranges != Self::Unknown).unwrap_or(Self::Unknown)
+    }
+
     fn of<'a>(lists: impl IntoIterator<Item = &'a PluginList>, node: &Node) -> Self {
         let mut known: Vec<Vec<RangeSet>> = Vec::new();
         for sets in lists.into_iter().filter_map(|list| ranges_of(list, node)) {

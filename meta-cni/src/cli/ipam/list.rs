@@ -6,7 +6,10 @@ use ::ipam::{IpRange, Lease, RangeSet, Withheld};
 use serde::Serialize;
 
 use super::census::{Census, PoolFound, Ranges, Standing, count};
-use crate::cli::{ALL, Answer, Arguments, Failure, Form, node::Node, table::table};
+use crate::{
+    attach::living::Because,
+    cli::{ALL, Answer, Arguments, Failure, Form, node::Node, table::table},
+};
 
 /// What `--help` says.
 pub(in crate::cli) const DETAILS: &str = "\
@@ -63,6 +66,8 @@ struct RangeView {
 struct LeaseView {
     address: IpAddr,
     state: &'static str,
+    /// What speaks for a living holder.
+    because: Option<&'static str>,
     pod: Option<PodView>,
     container: Option<String>,
     interface: Option<String>,
@@ -191,16 +196,18 @@ impl PoolView {
 impl LeaseView {
     fn of(census: &Census, pool: &PoolFound, lease: &Lease) -> (Standing, Self) {
         let (standing, verdict) = census.judge(pool, lease);
+        let because = verdict.as_ref().and_then(|verdict| verdict.because);
         let (claim, place) = verdict.map(|verdict| (verdict.claim, verdict.place)).unwrap_or_default();
         let namespace = match place {
             Some(place) => Some(place.netns.path.clone()),
-            None => claim.filter(|_| standing == Standing::Live).map(|claim| PathBuf::from(&claim.netns)),
+            None => claim.filter(|_| because == Some(Because::Record)).map(|claim| PathBuf::from(&claim.netns)),
         };
         let other = place.map(|place| &place.interface).filter(|name| Some(*name) != lease.interface.as_ref());
         let pod = claim.and_then(|claim| claim.pod.as_ref());
         let view = Self {
             address: lease.address,
             state: standing.as_str(),
+            because: because.map(name_of),
             pod: pod.map(|pod| PodView {
                 namespace: pod.namespace.clone(),
                 name: pod.name.clone(),
@@ -216,7 +223,8 @@ impl LeaseView {
 
     fn row(&self) -> [String; 6] {
         let pod = self.pod.as_ref().map(|pod| format!("{}/{}", pod.namespace, pod.name)).unwrap_or_default();
-        let place = self.namespace.as_ref().map(|path| path.display().to_string()).unwrap_or_default();
+        let other_reason = || self.because.map(|because| format!("({because})")).unwrap_or_default();
+        let place = self.namespace.as_ref().map_or_else(other_reason, |path| path.display().to_string());
         let found = self.found_on.as_ref().map(|name| format!(" (on {name})")).unwrap_or_default();
         let is_foreign = self.state == Standing::Foreign.as_str();
         let container = self.container.as_deref().unwrap_or_default();
@@ -239,6 +247,17 @@ impl WithheldView {
 
     fn row(&self) -> [String; 3] {
         [self.address.to_string(), format!("{} s", self.seconds_left), self.reason.clone()]
+    }
+}
+
+/// In JSON, and in the table where there is no namespace to show.
+fn name_of(because: Because) -> &'static str {
+    match because {
+        Because::Record => "record",
+        Because::Interface => "interface",
+        Because::OtherAddress => "other-address",
+        Because::Process => "process",
+        Because::TornRecord => "torn-record",
     }
 }
 

@@ -10,7 +10,10 @@ use serde::Serialize;
 
 use super::census::{Census, PoolFound, Standing};
 use crate::{
-    attach::{living::Verdict, pools::FLANNEL_DIRECTORY},
+    attach::{
+        living::{Because, Claim, Verdict},
+        pools::FLANNEL_DIRECTORY,
+    },
     cli::{Answer, Arguments, Failure, Form, node::Node},
     cni::{Error, Object},
 };
@@ -166,16 +169,32 @@ fn refuse(
 /// Who has an address: pod, container, interface, namespace.
 fn who(container: &str, lease: &Lease, verdict: Option<&Verdict<'_>>) -> String {
     let claim = verdict.and_then(|verdict| verdict.claim);
-    let pod = claim.and_then(|claim| claim.pod.as_ref());
-    let pod = pod.map_or_else(String::new, |pod| format!("pod {}/{}, ", pod.namespace, pod.name));
-    let interface = lease.interface.as_ref().map_or_else(String::new, |name| format!(", interface {name}"));
-    let place = verdict.and_then(|verdict| verdict.place);
-    let place = match (place, claim) {
-        (Some(place), _) => format!(", on {} in {}", place.interface, place.netns.path.display()),
-        (None, Some(claim)) => format!(", namespace {}", claim.netns),
-        (None, None) => String::new(),
+    let pod_of = |claim: &Claim| claim.pod.as_ref().map(|pod| format!("pod {}/{}, ", pod.namespace, pod.name));
+    let (pod, other) = match claim {
+        Some(claim) if claim.container != container => {
+            let other = format!("{}container {}", pod_of(claim).unwrap_or_default(), claim.container);
+            (String::new(), format!(", and by our records {other} as {}", claim.interface))
+        }
+        claim => (claim.and_then(pod_of).unwrap_or_default(), String::new()),
     };
-    format!("{pod}container {container}{interface}{place}")
+    let interface = lease.interface.as_ref().map_or_else(String::new, |name| format!(", interface {name}"));
+    let place = match verdict.and_then(|verdict| verdict.place) {
+        Some(place) => format!(", on {} in {}", place.interface, place.netns.path.display()),
+        None => because(verdict),
+    };
+    format!("{pod}container {container}{interface}{other}{place}")
+}
+
+/// Why somebody is taken for alive whose address is on no interface.
+fn because(verdict: Option<&Verdict<'_>>) -> String {
+    let netns = verdict.and_then(|verdict| verdict.claim).map(|claim| claim.netns.as_str()).unwrap_or_default();
+    match verdict.and_then(|verdict| verdict.because) {
+        Some(Because::Record) => format!(", namespace {netns}"),
+        Some(Because::OtherAddress) => ", which has another address that is on an interface".to_owned(),
+        Some(Because::Process) => ", of which a process on this node speaks".to_owned(),
+        Some(Because::TornRecord) => ", of which a record cannot be read".to_owned(),
+        Some(Because::Interface) | None => String::new(),
+    }
 }
 
 fn refusal(text: String) -> Failure {

@@ -227,12 +227,16 @@ fn of_index<'a>(pool: &'a PoolFound, stray: &'a Stray) -> impl Iterator<Item = F
         "the index beside the pool says that {} holds it, and the lease does not",
         holder(Some(&stray.container), interface.as_deref())
     );
-    let todo = "nothing is done by the index alone; another program gave the address back, and the next DEL of the container \
-                clears the entry";
+    let index = pool.directory.with_file_name(".meta-cni").join(&pool.network);
+    let todo = format!(
+        "no harm: another program gave the address back, and nothing is done by the index alone; to be rid of it remove {}, \
+         which is made anew when it is needed",
+        index.display()
+    );
     stray.addresses.iter().map(move |address| Finding {
         container: Some(stray.container.clone()),
         interface: interface.clone(),
-        ..Finding::of_pool(pool, *address, "index", what.clone(), todo.to_owned())
+        ..Finding::of_pool(pool, *address, "index", what.clone(), todo.clone())
     })
 }
 

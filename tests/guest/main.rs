@@ -24,6 +24,8 @@ mod kinds;
 mod node;
 mod ownership;
 mod pods;
+mod probe;
 mod random;
 mod refusals;
 mod takeover;
+mod wire;

@@ -46,5 +46,5 @@ pub use reserve::reserve_all;
 pub use resolv_conf::Dns;
 pub use route::Route;
 pub use static_addresses::{StaticAddress, StaticAddresses, StaticRequest};
-pub use store::{Known, Lease, Released, Store};
+pub use store::{Known, Lease, Released, Store, Stray};
 pub use withheld::{Reason, Withheld};

@@ -19,6 +19,24 @@ pub fn ips_of_args(conf: &Object) -> Result<Vec<String>, Error> {
     }
 }
 
+/// The key of `args.cni` by which a claim's name reaches the plugins.
+pub const IPAM_CLAIM: &str = "ipam-claim-reference";
+
+/// Refuses a claim where the IPAM is built in: it gives an address to a container, and keeps none beyond it.
+///
+/// # Errors
+/// [`Error::Unsupported`] naming claim and IPAM.
+pub fn refuse_claim(conf: &Object, kind: &str) -> Result<(), Error> {
+    let args = conf.get::<Map<String, Value>>("args")?.unwrap_or_default();
+    match args.get("cni").and_then(|cni| cni.get(IPAM_CLAIM)).and_then(Value::as_str) {
+        None | Some("") => Ok(()),
+        Some(claim) => Err(Error::Unsupported(format!(
+            "{IPAM_CLAIM} \"{claim}\": the built-in {kind} keeps no claims, the address would not outlast the pod: use an \
+             IPAM plugin that does, or take the field out of the pod's annotation"
+        ))),
+    }
+}
+
 /// Results below 0.3.0 have one address of each family.
 ///
 /// # Errors

@@ -25,5 +25,6 @@ mod node;
 mod ownership;
 mod pods;
 mod random;
+mod ranges;
 mod refusals;
 mod takeover;

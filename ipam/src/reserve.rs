@@ -221,22 +221,21 @@ impl<'a> Choice<'a> {
             index.put(owner, &before.iter().copied().chain(made).collect::<Vec<_>>())?;
         }
         for (made, (owner, address)) in self.chosen.iter().enumerate() {
-            let Err(cause) = lease::create(self.held.directory, *address, owner, prepared.get(made)) else { continue };
-            return Err(self
-                .chosen
-                .iter()
-                .take(made)
-                .rev()
-                .fold(cause, |cause, (_, earlier)| give_back(self.held, *earlier, cause)));
+            if let Err(cause) = lease::create(self.held.directory, *address, owner, prepared.get(made)) {
+                return Err(self.give_back(made, cause));
+            }
         }
         Ok(())
     }
-}
 
-fn give_back(held: &Held<'_>, address: IpAddr, cause: Error) -> Error {
-    match lease::remove(&lease::path_of(held.directory, address)) {
-        Ok(_) => cause,
-        Err(Error::Io { path, source, .. }) => Error::NotGivenBack { address, path, cause: Box::new(cause), source },
-        Err(_) => cause,
+    /// Gives back the first `made` ones, the last first.
+    fn give_back(&self, made: usize, cause: Error) -> Error {
+        let addresses = self.chosen.iter().take(made).rev().map(|(_, address)| *address);
+        addresses.fold(cause, |cause, address| match lease::remove(&lease::path_of(self.held.directory, address)) {
+            Err(Error::Io { path, source, .. }) => {
+                Error::NotGivenBack { address, path, cause: Box::new(cause), source }
+            }
+            _ => cause,
+        })
     }
 }

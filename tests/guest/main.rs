@@ -15,6 +15,7 @@ mod attributes;
 mod budget;
 mod comparison;
 mod concurrency;
+mod cool_down;
 mod crash;
 mod deletion;
 mod drop_in;

@@ -275,6 +275,14 @@ fn only_an_address_without_a_living_holder_is_given_back() {
     assert_eq!((code, report), (0, expected));
     assert_eq!(said("ipam release 10.10.1.50").0, 0);
     assert_eq!(node.world.leases("net-a"), ["10.10.1.2", "10.10.1.51"]);
+    // In the primary's pool, too, and without any record.
+    plant("podnet", "10.88.0.77", "stranger\r\neth0");
+    let (code, text) = said("ipam release 10.88.0.77");
+    assert_eq!(
+        (code, text.as_str()),
+        (0, "10.88.0.77 of podnet is free; it was held for container stranger eth0 (unknown)\n")
+    );
+    assert_eq!(node.world.leases("podnet"), ["10.88.0.2", "10.88.0.3"]);
     // The DEL that comes late has nothing to say about who has it then.
     plant("net-a", "10.10.1.3", "c9\r\nnet1");
     node.world.call("DEL", "c2", "", &node.conf).pod("q").ok();

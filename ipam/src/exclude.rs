@@ -94,6 +94,16 @@ impl Blocks {
         }
     }
 
+    /// How many numbers of `first` to `last` are in no block; at most [`u128::MAX`].
+    pub(crate) fn left_of(&self, first: u128, last: u128) -> u128 {
+        let overlap = |(from, to): &(u128, u128)| {
+            let (from, to) = ((*from).max(first), (*to).min(last));
+            to.checked_sub(from).map_or(0, |less_one| less_one.saturating_add(1))
+        };
+        let taken = self.0.iter().map(overlap).fold(0_u128, u128::saturating_add);
+        last.checked_sub(first).map_or(0, |less_one| less_one.saturating_add(1)).saturating_sub(taken)
+    }
+
     /// The last number of the block that `number` is in.
     fn end_of(&self, number: u128) -> Option<u128> {
         let after = self.0.partition_point(|(first, _)| *first <= number);
@@ -114,6 +124,10 @@ mod tests {
             assert_eq!(blocks.first_outside(from), to, "from {from}");
         }
         assert_eq!(blocks.first_outside(43), None);
+        for ((first, last), left) in [((0, 50), 22), ((4, 19), 16), ((3, 3), 0), ((42, u128::MAX), 1), ((9, 8), 0)] {
+            assert_eq!(blocks.left_of(first, last), left, "{first} to {last}");
+        }
+        assert_eq!(Blocks::default().left_of(0, u128::MAX), u128::MAX);
         assert!(blocks.contains(41) && !blocks.contains(42) && !Blocks::default().contains(0));
         assert_eq!(Blocks::default().with(Some(7)).first_outside(7), Some(8));
     }

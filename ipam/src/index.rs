@@ -181,6 +181,26 @@ impl<'a> Index<'a> {
         Ok(Complete { has_old, stamp: stamp.as_ref().ok().copied(), is_alone: stamp.is_ok() })
     }
 
+    /// What all entries say: container, interface (empty in the old format) and addresses. One that says more than it can
+    /// says none.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub(crate) fn entries(&self) -> Result<Vec<(String, String, Vec<IpAddr>)>, Error> {
+        let owners = self.owners();
+        let mut names = beside::names(&owners).map_err(|error| Error::io("list", &owners, error))?;
+        names.sort_unstable();
+        let entry = |name: &String| {
+            let (container, interface) = name.split_once(':')?;
+            let addresses = match self.read(container, interface) {
+                Entry::Addresses(addresses) => addresses,
+                Entry::Missing | Entry::Many => Vec::new(),
+            };
+            Some((container.to_owned(), interface.to_owned(), addresses))
+        };
+        Ok(names.iter().filter_map(entry).collect())
+    }
+
     /// Nothing is known for sure any more: the next one to ask makes the index again.
     fn disown(&self) -> Result<(), Error> {
         let marker = self.beside.join(COMPLETE);

@@ -80,6 +80,14 @@ impl Claim {
         }
     }
 
+    /// The claim of an interface of a container; without a name of it that of the old format.
+    pub(crate) fn of(container: &str, interface: &str) -> Option<Claim> {
+        match interface {
+            "" => Some(Claim::OfContainer(container.to_owned())),
+            _ => Owner::new(container, interface).ok().map(Claim::Of),
+        }
+    }
+
     /// Whether `owner` may call this its own.
     pub(crate) fn is_of(&self, owner: &Owner) -> bool {
         match self {

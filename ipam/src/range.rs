@@ -61,6 +61,16 @@ impl IpRange {
         address.is_ipv4() == self.start.is_ipv4() && self.excluded.contains(address::to_number(address))
     }
 
+    /// How many addresses it can give out, whoever has them.
+    pub fn capacity(&self) -> u128 {
+        self.withheld.left_of(address::to_number(self.start), address::to_number(self.end))
+    }
+
+    /// Whether `address` is one that it can give out: inside, not the gateway and not excluded.
+    pub fn gives(&self, address: IpAddr) -> bool {
+        self.contains(address) && !self.withheld.contains(address::to_number(address))
+    }
+
     /// The first address from `address` on that may be given out; `address` is of this range's family.
     pub(crate) fn first_from(&self, address: IpAddr) -> Option<IpAddr> {
         let number = self.withheld.first_outside(address::to_number(address))?;

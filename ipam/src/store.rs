@@ -69,6 +69,17 @@ impl Lease {
     }
 }
 
+/// An entry of the index that does not hold.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stray {
+    /// The container that the entry is about.
+    pub container: String,
+    /// Its interface; empty if the leases named none.
+    pub interface: String,
+    /// The addresses that the entry names and the owner does not hold.
+    pub addresses: Vec<IpAddr>,
+}
+
 /// What a caller knows of the addresses that an owner gives back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Known<'a> {
@@ -204,6 +215,27 @@ impl Store {
             Some(held) => Quarantine::of(held.directory).all(),
             None => Ok(Vec::new()),
         }
+    }
+
+    /// What the index beside the pool says and the leases do not bear out. It does no harm: nothing is done by an entry
+    /// before it is verified.
+    ///
+    /// # Errors
+    /// [`Error::LockTimeout`] and [`Error::Io`].
+    pub fn strays(&self) -> Result<Vec<Stray>, Error> {
+        let Some(held) = self.lock()? else { return Ok(Vec::new()) };
+        let mut strays = Vec::new();
+        for (container, interface, addresses) in held.index().entries()? {
+            let own = Claim::of(&container, &interface);
+            let mut stray = Stray { container, interface, addresses: Vec::new() };
+            for address in addresses {
+                if held.claim(address)? != own {
+                    stray.addresses.push(address);
+                }
+            }
+            strays.extend(Some(stray).filter(|stray| !stray.addresses.is_empty()));
+        }
+        Ok(strays)
     }
 
     /// Gives back every lease whose owner is not in `keep`, and what stands for nobody. Files of the old format stay

@@ -39,7 +39,8 @@ impl Called {
         let versions: Vec<&str> = SpecVersion::ALL.iter().map(|version| version.as_str()).collect();
         let what = match self {
             Self::Engine(Face::Meta) => {
-                "a CNI plugin in place of Multus, sriov-cni and host-local; a container runtime calls it"
+                "a CNI plugin in place of Multus, sriov-cni and host-local; a container runtime calls it, and people \
+                 its commands (--help)"
             }
             Self::Engine(Face::Sriov) => "called as sriov: a CNI plugin in place of sriov-cni",
             Self::HostLocal => "called as host-local: an IPAM plugin in place of host-local",

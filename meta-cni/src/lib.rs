@@ -12,6 +12,7 @@ pub mod network;
 pub mod node;
 pub mod settings;
 
+mod cli;
 mod host_local;
 mod log;
 mod run;

@@ -1,11 +1,12 @@
 //! One call: read it, run its verb, say what to print.
 
-use std::io::Read;
+use std::{ffi::OsString, io::Read};
 
 use serde_json::Value;
 
 use crate::{
     attach::Engine,
+    cli,
     cni::{Asked, Command, Error, Invocation, RECURSION_MARK, SpecVersion},
     face::{Called, Face},
     host_local, log,
@@ -33,8 +34,19 @@ impl Reply {
     }
 }
 
-/// Runs one call of a plugin with the environment and stdin of the process.
-pub fn run(called: Called, env: impl Fn(&str) -> Option<String>, stdin: impl Read) -> Reply {
+/// Runs one call of a plugin with the environment and stdin of the process; or, where no runtime calls, the command that a
+/// person gave as `arguments`. A runtime gives none.
+pub fn run(
+    called: Called,
+    arguments: impl IntoIterator<Item = OsString>,
+    env: impl Fn(&str) -> Option<String>,
+    stdin: impl Read,
+) -> Reply {
+    let mut arguments = arguments.into_iter().peekable();
+    let by_a_runtime = env("CNI_COMMAND").is_some_and(|command| !command.is_empty());
+    if called == Called::Engine(Face::Meta) && !by_a_runtime && arguments.peek().is_some() {
+        return cli::run(arguments);
+    }
     let invocation = match Asked::read(&env, stdin) {
         Ok(Asked::About) => return Reply { stderr: called.about(), ..Reply::success(String::new()) },
         Ok(Asked::Version) => return Reply::success(SpecVersion::report()),
@@ -46,7 +58,10 @@ pub fn run(called: Called, env: impl Fn(&str) -> Option<String>, stdin: impl Rea
         Err(error) => return Reply::failure(&error, SpecVersion::LATEST),
     };
     let outcome = match called {
-        Called::HostLocal => version.allow(invocation.command).and_then(|()| host_local::run(&invocation, version)),
+        Called::HostLocal => {
+            let alone = env(RECURSION_MARK).is_none();
+            version.allow(invocation.command).and_then(|()| host_local::run(&invocation, version, alone))
+        }
         Called::Engine(face) => {
             // We execute plugins, and a drop-in may be one of them: only the meta plugin must not be.
             let recursive = face == Face::Meta && env(RECURSION_MARK).is_some();

@@ -69,6 +69,9 @@ pub trait Links {
     /// The addresses of a link, both families (a dump).
     fn addresses(&self, index: u32) -> impl Future<Output = Result<Vec<Address>, Error>>;
 
+    /// The addresses of all links, both families, each with the index of its link (a dump).
+    fn all_addresses(&self) -> impl Future<Output = Result<Vec<(u32, Address)>, Error>>;
+
     /// Adds an address.
     fn add_address(&self, index: u32, address: &NewAddress) -> impl Future<Output = Result<(), Error>>;
 

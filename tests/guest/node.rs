@@ -142,10 +142,20 @@ impl Node {
 
     /// GC by a runtime that knows of no attachment.
     pub(crate) fn gc(&self) {
+        self.gc_call().ok();
+    }
+
+    /// The same, whatever comes of it: what it says.
+    pub(crate) fn gc_fails(&self) -> String {
+        let outcome = self.gc_call().run();
+        format!("{}{}", outcome.stdout, outcome.stderr)
+    }
+
+    fn gc_call(&self) -> Call {
         let mut conf = self.conf.clone();
         conf["cniVersion"] = json!("1.1.0");
         conf["cni.dev/valid-attachments"] = json!([]);
-        self.world.call("GC", "", "", &conf).ok();
+        self.world.call("GC", "", "", &conf)
     }
 
     /// The entry of network-status for an interface of a pod.

@@ -211,7 +211,7 @@ fn a_vf_that_somebody_else_has_by_now_is_left_there() {
         if owed == 1 {
             node.del("a", &a);
         } else {
-            let text = gc_fails(&node);
+            let text = node.gc_fails();
             assert!(text.contains("belongs to somebody else") && text.contains(&theirs), "{text}");
         }
         let net1 = Interface::find(&theirs, "net1").expect("it stays");
@@ -222,14 +222,6 @@ fn a_vf_that_somebody_else_has_by_now_is_left_there() {
     ip_in(&theirs, "link set net1 netns 1");
     gc(&node, &[]);
     node.assert_as_before();
-}
-
-fn gc_fails(node: &Node) -> String {
-    let mut conf = node.conf.clone();
-    conf["cniVersion"] = json!("1.1.0");
-    conf["cni.dev/valid-attachments"] = json!([]);
-    let outcome = node.world.call("GC", "", "", &conf).run();
-    format!("{}{}", outcome.stdout, outcome.stderr)
 }
 
 /// A takeover that cannot give the VF back for its former owner fails, and changes nothing of who owns it.

@@ -10,6 +10,7 @@
 mod harness;
 
 mod bed;
+mod commands;
 mod cost;
 mod delegating;
 mod differential;
@@ -18,4 +19,5 @@ mod mixed;
 mod node;
 mod processes;
 mod protocol;
+mod reboot;
 mod subjects;

@@ -321,25 +321,25 @@ impl Records {
     /// # Errors
     /// [`Error::Io`]; [`Error::Decode`] when the file is not what was written.
     pub fn conf(&self, record: &Record) -> Result<PluginList, Error> {
-        let path = self.confs.join(&record.conf_hash);
+        self.conf_of(&record.conf_hash)
+    }
+
+    fn conf_of(&self, name: &str) -> Result<PluginList, Error> {
+        let path = self.confs.join(name);
         let text = fs::read_to_string(&path).map_err(|source| Error::io("read", path.display(), source))?;
-        if hash(&text) != record.conf_hash {
+        if hash(&text) != name {
             return Err(Error::decode(path.display().to_string(), "its content does not have the hash it is named by"));
         }
         PluginList::from_object(Object::parse(&path.display().to_string(), text.as_bytes())?, None)
     }
 
-    /// All configurations that are kept and can be read.
+    /// All configurations that are kept; one that is not what was written is passed over.
     ///
     /// # Errors
     /// [`Error::Io`].
     pub fn confs(&self) -> Result<Vec<PluginList>, Error> {
-        let read = |name: String| {
-            let path = self.confs.join(name);
-            let object = Object::parse(&path.display().to_string(), &fs::read(&path).ok()?).ok()?;
-            PluginList::from_object(object, None).ok()
-        };
-        Ok(names_in(&self.confs)?.into_iter().filter_map(read).collect())
+        let lists = names_in(&self.confs)?.into_iter().filter_map(|name| self.conf_of(&name).ok());
+        Ok(lists.collect())
     }
 
     /// Holds the configurations in place until the returned file is dropped: shared by those who are about to name one in

@@ -65,7 +65,7 @@ impl Engine {
     }
 
     /// The path of the sandbox's namespace, if it is still the one of the record.
-    fn live_netns(&self, record: &Record, netns: &str) -> Result<Option<String>, Error> {
+    pub(super) fn live_netns(&self, record: &Record, netns: &str) -> Result<Option<String>, Error> {
         let path = if netns.is_empty() { &record.netns } else { netns };
         if record.boot_id != self.boot_id {
             return Ok(None);

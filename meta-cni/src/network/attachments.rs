@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 
 use super::Selection;
 use crate::{
-    cni::{CniArgs, Error, Object, PluginList, check_interface_name},
+    cni::{CniArgs, Error, IPAM_CLAIM, Object, PluginList, check_interface_name},
     settings::Settings,
 };
 
@@ -167,7 +167,7 @@ fn selected(found: Found, position: usize, args: &CniArgs) -> Attachment {
     warn_of_unserved(&selection, &list);
     let mut cni_args = selection.cni_args.clone();
     if let Some(claim) = &selection.ipam_claim {
-        cni_args.insert("ipam-claim-reference".to_owned(), json!(claim));
+        cni_args.insert(IPAM_CLAIM.to_owned(), json!(claim));
     }
     Attachment {
         network: selection.network(),

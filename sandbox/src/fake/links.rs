@@ -157,6 +157,13 @@ impl Links for FakeLinks {
         })
     }
 
+    async fn all_addresses(&self) -> Result<Vec<(u32, Address)>, Error> {
+        self.send("read addresses", "all links", |model| {
+            let here = model.addresses.iter().filter(|(ns, ..)| *ns == self.ns);
+            Ok(here.map(|(_, of, address)| (*of, address.clone())).collect())
+        })
+    }
+
     async fn add_address(&self, index: u32, address: &NewAddress) -> Result<(), Error> {
         self.send(&format!("add address {}", address.net), &format!("link {index}"), |model| {
             model.at(self.ns, index)?;

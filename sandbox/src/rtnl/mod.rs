@@ -55,17 +55,6 @@ impl Rtnl {
         &self.netns
     }
 
-    /// The addresses of all links of the namespace (a dump).
-    pub async fn all_addresses(&self) -> Result<Vec<Address>, Error> {
-        let query = Message::GetAddress(AddressMessage::default());
-        let replies = conn::request(&self.handle, query, NLM_F_DUMP, "list addresses", "all").await?;
-        let addresses = replies.iter().filter_map(|reply| match reply {
-            Message::NewAddress(message) => decode::address(message),
-            _ => None,
-        });
-        Ok(addresses.collect())
-    }
-
     /// Waits until an event since the last call of [`Links::link_event`] tells that the link has a carrier.
     pub(crate) async fn carrier_event(&self, index: u32) -> Result<(), Error> {
         let mut events = self.events.lock().await;
@@ -187,6 +176,16 @@ impl Links for Rtnl {
             conn::request(&self.handle, query, NLM_F_DUMP, "read addresses", &format!("link {index}")).await?;
         let addresses = replies.iter().filter_map(|reply| match reply {
             Message::NewAddress(message) if message.header.index == index => decode::address(message),
+            _ => None,
+        });
+        Ok(addresses.collect())
+    }
+
+    async fn all_addresses(&self) -> Result<Vec<(u32, Address)>, Error> {
+        let query = Message::GetAddress(AddressMessage::default());
+        let replies = conn::request(&self.handle, query, NLM_F_DUMP, "read addresses", "all links").await?;
+        let addresses = replies.iter().filter_map(|reply| match reply {
+            Message::NewAddress(message) => Some((message.header.index, decode::address(message)?)),
             _ => None,
         });
         Ok(addresses.collect())

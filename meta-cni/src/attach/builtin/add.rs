@@ -65,10 +65,12 @@ impl Engine {
             return self.add_userspace(record, list, &vf, (&ipam, known), (&host, &pod, &name)).await;
         }
         let alias = vf_alias(record, &original);
-        let attached = attach(&host, &pod, &original, &vf.wanted, &name, Some(&alias)).await?;
+        let mut attached = attach(&host, &pod, &original, &vf.wanted, &name, Some(&alias)).await?;
         let addresses = match &ipam {
             BuiltinIpam::Executed(kind) => self.execute_ipam(kind, record, list).await?,
-            BuiltinIpam::None | BuiltinIpam::Pool { .. } | BuiltinIpam::Static(_) => known,
+            BuiltinIpam::None | BuiltinIpam::Pool { .. } | BuiltinIpam::Static(_) => {
+                self.without_conflicts(&ipam, known, record, (&pod, &mut attached.link)).await?
+            }
         };
         let mut result = addresses.into_result();
         result.interfaces = vec![Interface {
@@ -106,8 +108,19 @@ impl Engine {
         if result.ips.is_empty() {
             return Err(Error::DelegateBroken(format!("IPAM plugin {kind} returned missing IP config")));
         }
+        if let Some(ip) = result.ips.iter().find(|ip| is_unusable(ip.address.addr())) {
+            return Err(Error::DelegateBroken(format!(
+                "IPAM plugin {kind} gave {}, which no interface can have",
+                ip.address
+            )));
+        }
         Ok(Addresses { ips: result.ips, routes: result.routes, dns: result.dns })
     }
+}
+
+/// What the kernel would take, and nobody could speak with.
+fn is_unusable(address: IpAddr) -> bool {
+    address.is_unspecified() || address.is_multicast() || address.is_loopback()
 }
 
 pub(super) async fn set_addresses(pod: &Rtnl, link: &sandbox::Link, result: &CniResult) -> Result<(), Error> {

@@ -5,7 +5,10 @@ use ipam::{Pool, RawIpam, RawRange, Reservation, StaticAddresses, StaticRequest,
 use super::LOCK_PATIENCE;
 use crate::{
     attach::Engine,
-    cni::{CniArgs, CniResult, Dns, Error, Ip, Object, PluginList, Route, ips_of_args, refuse_several_of_a_family},
+    cni::{
+        CniArgs, CniResult, Dns, Error, Ip, Object, PluginList, Route, ips_of_args, refuse_claim,
+        refuse_several_of_a_family,
+    },
     node::Sources,
     settings::judge,
 };
@@ -20,6 +23,17 @@ pub(super) enum BuiltinIpam {
     Static(StaticAddresses),
     /// A plugin gives them.
     Executed(String),
+}
+
+impl BuiltinIpam {
+    /// Whether other hosts are asked for the addresses before they are used.
+    pub(super) fn probes(&self) -> bool {
+        match self {
+            Self::None | Self::Executed(_) => false,
+            Self::Pool { pool, .. } => pool.conflict_probe,
+            Self::Static(given) => given.conflict_probe,
+        }
+    }
 }
 
 /// To whom the addresses of an attachment are given back.
@@ -58,6 +72,7 @@ impl Engine {
     ) -> Result<BuiltinIpam, Error> {
         let Some((kind, raw)) = self.raw_ipam(list, network)? else { return Ok(BuiltinIpam::None) };
         let Some(raw) = raw else { return Ok(BuiltinIpam::Executed(kind)) };
+        list.plugins.first().map(|plugin| refuse_claim(&plugin.object, &kind)).transpose()?;
         let unknown = raw.unknown_keys();
         let unknown: Vec<&str> = unknown.iter().map(String::as_str).chain(raw.ineffective_keys()).collect();
         let place = format!("\"ipam\" of the definition {network}");

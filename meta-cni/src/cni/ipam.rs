@@ -23,10 +23,11 @@ pub const IPAM_CLAIM: &str = "ipam-claim-reference";
 /// # Errors
 /// [`Error::Unsupported`] naming claim and IPAM.
 pub fn refuse_claim(conf: &Object, kind: &str) -> Result<(), Error> {
-    let args = conf.get::<Map<String, Value>>("args")?.unwrap_or_default();
-    match args.get("cni").and_then(|cni| cni.get(IPAM_CLAIM)).and_then(Value::as_str) {
-        None | Some("") => Ok(()),
-        Some(claim) => Err(Error::Unsupported(format!(
+    let args: Object = conf.get("args")?.unwrap_or_default();
+    let cni: Object = args.get("cni")?.unwrap_or_default();
+    match cni.text(IPAM_CLAIM)?.as_str() {
+        "" => Ok(()),
+        claim => Err(Error::Unsupported(format!(
             "{IPAM_CLAIM} \"{claim}\": the built-in {kind} keeps no claims, the address would not outlast the pod: use an \
              IPAM plugin that does, or take the field out of the pod's annotation"
         ))),

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::index::{Complete, Entry, Index};
-use crate::lease::{self, CURSOR_DRAFT, DRAFT};
+use crate::lease::{self, DRAFT};
 use crate::lock::PoolLock;
 use crate::owner::Claim;
 use crate::unchanged::Unchanged;
@@ -203,10 +203,10 @@ impl Pass {
         Ok(())
     }
 
-    /// After a walk through the whole pool: no drafts, an index that says what is there, if there is one, and nothing that
+    /// After a walk through the whole pool: no draft, an index that says what is there, if there is one, and nothing that
     /// is not withheld any more.
     pub(crate) fn tidy(&mut self, held: &Held<'_>) {
-        self.remove_drafts(held.directory);
+        self.remove_draft(held.directory);
         let index = held.index();
         if self.error.is_none() && index.exists() {
             // One that cannot be written is not complete, and made again by the next one to need it.
@@ -216,10 +216,8 @@ impl Pass {
     }
 
     /// What a process leaves that is killed while it writes; under the lock there is no other writer.
-    pub(crate) fn remove_drafts(&mut self, directory: &Path) {
-        for draft in [DRAFT, CURSOR_DRAFT] {
-            self.note(lease::remove(&directory.join(draft)).map(drop));
-        }
+    pub(crate) fn remove_draft(&mut self, directory: &Path) {
+        self.note(lease::remove(&directory.join(DRAFT)).map(drop));
     }
 
     pub(crate) fn note(&mut self, outcome: Result<(), Error>) {

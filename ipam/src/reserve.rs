@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use crate::allocate::{self, Candidates, first_free};
 use crate::held::Held;
+use crate::lease::Unnamed;
 use crate::withheld::Quarantine;
 use crate::{Error, IpRange, Owner, Pool, Prior, RangeSet, Request, Reservation, lease};
 
@@ -26,6 +27,7 @@ pub fn reserve_all<E: From<Error>>(
         return Err(Error::SeveralPools { one: first.directory.clone(), other: other.directory.clone() }.into());
     }
     let lock_wait = requests.iter().map(|(_, request)| request.lock_wait).max().unwrap_or_default();
+    let prepared = prepare(requests);
     let store = first.store(lock_wait);
     let held = store.lock_or_create()?;
     let mut choice = Choice::on(&held);
@@ -34,8 +36,15 @@ pub fn reserve_all<E: From<Error>>(
         chosen.push(choice.choose(pool, request)?);
     }
     record(&chosen)?;
-    choice.commit()?;
+    choice.commit(&prepared)?;
     Ok(chosen)
+}
+
+/// The lease files, written before the lock is taken, for as many addresses as possible; in the order in which these are
+/// chosen. Without a directory there are none.
+fn prepare(requests: &[(&Pool, Request<'_>)]) -> Vec<Unnamed> {
+    let owners = requests.iter().flat_map(|(pool, request)| pool.sets.iter().map(move |_| (pool, request.owner)));
+    owners.map_while(|(pool, owner)| Unnamed::write(&pool.directory, owner).ok()).collect()
 }
 
 /// What is to be reserved: decided step by step, then done at once.
@@ -200,7 +209,7 @@ impl<'a> Choice<'a> {
     }
 
     /// Makes the reservations; on a failure those already made are given back.
-    fn commit(&self) -> Result<(), Error> {
+    fn commit(&self, prepared: &[Unnamed]) -> Result<(), Error> {
         // First the place in the round: if that fails, or we die here, nothing is held.
         for (set, address) in &self.cursors {
             lease::set_last_reserved(self.held.directory, *set, *address)?;
@@ -212,22 +221,21 @@ impl<'a> Choice<'a> {
             index.put(owner, &before.iter().copied().chain(made).collect::<Vec<_>>())?;
         }
         for (made, (owner, address)) in self.chosen.iter().enumerate() {
-            let Err(cause) = lease::create(self.held.directory, *address, owner) else { continue };
-            return Err(self
-                .chosen
-                .iter()
-                .take(made)
-                .rev()
-                .fold(cause, |cause, (_, earlier)| give_back(self.held, *earlier, cause)));
+            if let Err(cause) = lease::create(self.held.directory, *address, owner, prepared.get(made)) {
+                return Err(self.give_back(made, cause));
+            }
         }
         Ok(())
     }
-}
 
-fn give_back(held: &Held<'_>, address: IpAddr, cause: Error) -> Error {
-    match lease::remove(&lease::path_of(held.directory, address)) {
-        Ok(_) => cause,
-        Err(Error::Io { path, source, .. }) => Error::NotGivenBack { address, path, cause: Box::new(cause), source },
-        Err(_) => cause,
+    /// Gives back the first `made` ones, the last first.
+    fn give_back(&self, made: usize, cause: Error) -> Error {
+        let addresses = self.chosen.iter().take(made).rev().map(|(_, address)| *address);
+        addresses.fold(cause, |cause, address| match lease::remove(&lease::path_of(self.held.directory, address)) {
+            Err(Error::Io { path, source, .. }) => {
+                Error::NotGivenBack { address, path, cause: Box::new(cause), source }
+            }
+            _ => cause,
+        })
     }
 }

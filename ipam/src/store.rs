@@ -135,7 +135,7 @@ impl Store {
             }
             Known::Nothing => pass.remove_all_of(&held, owner)?,
         }
-        pass.remove_drafts(held.directory);
+        pass.remove_draft(held.directory);
         pass.finish().map(|removed| removed.into_iter().map(|lease| lease.address).collect())
     }
 
@@ -201,7 +201,7 @@ impl Store {
             let path = lease::path_of(held.directory, lease.address);
             pass.remove_if(&path, lease.address.to_canonical(), |claim| lease.is(claim));
         }
-        pass.remove_drafts(held.directory);
+        pass.remove_draft(held.directory);
         for (owner, address) in std::mem::take(&mut pass.owners) {
             pass.note(held.index().forget(&owner, &[address]));
         }

@@ -76,7 +76,11 @@ fn an_answer_that_is_none_fails_and_is_taken_back() {
         (with("0.0.0.0/24"), 103, "IPAM plugin other-ipam gave 0.0.0.0/24, which no interface can have"),
         (with("224.0.0.5/24"), 103, "IPAM plugin other-ipam gave 224.0.0.5/24, which no interface can have"),
         (with("127.0.0.2/8"), 103, "IPAM plugin other-ipam gave 127.0.0.2/8, which no interface can have"),
-        (r#"{"cniVersion":"7.0.0","ips":[{"address":"10.14.0.9/24"}]}"#.to_owned(), 6, "its cniVersion \"7.0.0\" is none that is known"),
+        (
+            r#"{"cniVersion":"7.0.0","ips":[{"address":"10.14.0.9/24"}]}"#.to_owned(),
+            6,
+            "its cniVersion \"7.0.0\" is none that is known",
+        ),
         (r#"{"cniVersion":"1.0.0","ips":"many"}"#.to_owned(), 6, "the result of other-ipam does not parse"),
         ("words".to_owned(), 103, "printed what is no result"),
     ] {

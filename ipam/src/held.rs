@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::index::{Complete, Entry, Index};
-use crate::lease::{self, CURSOR_DRAFT, DRAFT};
+use crate::lease::{self, DRAFT};
 use crate::lock::PoolLock;
 use crate::owner::Claim;
 use crate::unchanged::Unchanged;
@@ -185,6 +185,33 @@ impl Pass {
         }
     }
 
+    /// Removes the owner's leases by the index, and in every file only if another program may have made some.
+    pub(crate) fn remove_indexed(&mut self, held: &Held<'_>, owner: &Owner) -> Result<(), Error> {
+        let index = held.index();
+        let found = held.indexed()?;
+        let entry = found.map(|_| index.entry(owner));
+        let is_all = found.is_some_and(Complete::knows_all) && entry != Some(Entry::Many);
+        if let Some(Entry::Addresses(addresses)) = entry {
+            self.remove_known(held, owner, &addresses);
+        }
+        let looks_everywhere = self.removed.is_empty() && self.error.is_none() && !is_all;
+        if looks_everywhere {
+            // Also in the place of those that we know.
+            self.remove_all_of(held, owner)?;
+        }
+        if self.error.is_some() {
+            return Ok(());
+        }
+        if looks_everywhere && found.is_some() {
+            // All of it was just read. One that cannot be written is not complete, and made again by the next one to need it.
+            drop(index.rebuild(&self.kept));
+        } else {
+            index.drop_entry(owner);
+            found.into_iter().for_each(|before| index.stamp(before));
+        }
+        Ok(())
+    }
+
     /// Looks into every file for the owner's leases, and for those of the old format if there is none.
     pub(crate) fn remove_all_of(&mut self, held: &Held<'_>, owner: &Owner) -> Result<(), Error> {
         let mut old = Vec::new();
@@ -197,16 +224,17 @@ impl Pass {
             old.extend(is_old.then_some((address, path)));
         }
         old.retain(|_| self.removed.is_empty());
+        self.kept.retain(|(kept, _)| old.iter().all(|(address, _)| address != kept));
         for (address, path) in &old {
             self.remove_if(path, *address, |claim| claim.is_of(owner));
         }
         Ok(())
     }
 
-    /// After a walk through the whole pool: no drafts, an index that says what is there, if there is one, and nothing that
+    /// After a walk through the whole pool: no draft, an index that says what is there, if there is one, and nothing that
     /// is not withheld any more.
     pub(crate) fn tidy(&mut self, held: &Held<'_>) {
-        self.remove_drafts(held.directory);
+        self.remove_draft(held.directory);
         let index = held.index();
         if self.error.is_none() && index.exists() {
             // One that cannot be written is not complete, and made again by the next one to need it.
@@ -216,10 +244,8 @@ impl Pass {
     }
 
     /// What a process leaves that is killed while it writes; under the lock there is no other writer.
-    pub(crate) fn remove_drafts(&mut self, directory: &Path) {
-        for draft in [DRAFT, CURSOR_DRAFT] {
-            self.note(lease::remove(&directory.join(draft)).map(drop));
-        }
+    pub(crate) fn remove_draft(&mut self, directory: &Path) {
+        self.note(lease::remove(&directory.join(DRAFT)).map(drop));
     }
 
     pub(crate) fn note(&mut self, outcome: Result<(), Error>) {

@@ -5,7 +5,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::net::IpAddr;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -20,8 +20,6 @@ use crate::{Error, address};
 /// the one place known to be on the same file system; no program takes its name for an address, and under the lock
 /// one name is enough. What a crash leaves here is not a reservation, and is removed by the next one to come by.
 pub(crate) const DRAFT: &str = ".reservation";
-/// Where the last address is written before it takes the place of the old one.
-pub(crate) const CURSOR_DRAFT: &str = ".last_reserved_ip";
 /// A lease file is a container ID and an interface name; what is longer is none.
 const LONGEST_CLAIM: u64 = 4096;
 
@@ -60,21 +58,50 @@ fn no_plain_file() -> Claim {
     Claim::Foreign("no plain file".to_owned())
 }
 
+/// A lease file that is complete and has no name yet: whoever dies before it gets one leaves nothing. It can be written
+/// before the pool's lock is taken, so that others do not wait for it.
+#[derive(Debug)]
+pub(crate) struct Unnamed(File);
+
+impl Unnamed {
+    /// Writes the file on the pool's file system.
+    ///
+    /// # Errors
+    /// What the kernel says; some file systems have no such files.
+    pub(crate) fn write(directory: &Path, owner: &Owner) -> nix::Result<Unnamed> {
+        let flags = OFlag::O_TMPFILE | OFlag::O_WRONLY | OFlag::O_CLOEXEC;
+        let mut file = File::from(open(directory, flags, Mode::S_IRUSR | Mode::S_IWUSR)?);
+        let written = file.write_all(owner.content().as_bytes());
+        written.map_err(|error| error.raw_os_error().map_or(Errno::EIO, Errno::from_raw))?;
+        Ok(Unnamed(file))
+    }
+
+    fn link(&self, path: &Path) -> nix::Result<()> {
+        // linkat with AT_EMPTY_PATH would need CAP_DAC_READ_SEARCH; through /proc anyone may (open(2), O_TMPFILE).
+        let unnamed = format!("/proc/self/fd/{}", self.0.as_raw_fd());
+        linkat(AT_FDCWD, unnamed.as_str(), AT_FDCWD, path, AtFlags::AT_SYMLINK_FOLLOW)
+    }
+}
+
 /// Makes the lease file of `address`: complete from the moment it can be seen. An orphan in its place is removed.
-/// The pool's lock must be held.
+/// `prepared` is the file, if it was written before. The pool's lock must be held.
 ///
 /// # Errors
 /// [`Error::Io`] with `EEXIST` if somebody who does not heed the lock was faster, else with what the kernel said.
-pub(crate) fn create(directory: &Path, address: IpAddr, owner: &Owner) -> Result<(), Error> {
+pub(crate) fn create(
+    directory: &Path,
+    address: IpAddr,
+    owner: &Owner,
+    prepared: Option<&Unnamed>,
+) -> Result<(), Error> {
     let path = path_of(directory, address);
-    let content = owner.content();
-    match publish(directory, &path, &content) {
+    match publish(directory, &path, owner, prepared) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
             if read_claim(&path)? != Some(Claim::Orphan) {
                 return Err(Error::io("reserve", &path, error));
             }
             remove(&path)?;
-            publish(directory, &path, &content)
+            publish(directory, &path, owner, prepared)
         }
         result => result,
     }
@@ -90,52 +117,34 @@ pub(crate) fn remove(path: &Path) -> Result<bool, Error> {
     }
 }
 
-fn publish(directory: &Path, path: &Path, content: &str) -> io::Result<()> {
-    match publish_unnamed(directory, path, content) {
-        // What file systems and kernels say that have no O_TMPFILE (open(2)), and linkat where /proc is not mounted.
-        Err(Errno::EOPNOTSUPP | Errno::EISDIR | Errno::EINVAL | Errno::ENOENT) => {
-            publish_draft(directory, path, content)
+fn publish(directory: &Path, path: &Path, owner: &Owner, prepared: Option<&Unnamed>) -> io::Result<()> {
+    let linked = match prepared {
+        Some(unnamed) => unnamed.link(path),
+        None => Unnamed::write(directory, owner).and_then(|unnamed| unnamed.link(path)),
+    };
+    match linked {
+        // What file systems and kernels say that have no O_TMPFILE (open(2)), linkat where /proc is not mounted, and where
+        // another file system was mounted there after the file was prepared.
+        Err(Errno::EOPNOTSUPP | Errno::EISDIR | Errno::EINVAL | Errno::ENOENT | Errno::EXDEV) => {
+            publish_draft(directory, path, &owner.content())
         }
         result => Ok(result?),
     }
 }
 
-/// The file has no name until it is complete: whoever dies before leaves nothing.
-fn publish_unnamed(directory: &Path, path: &Path, content: &str) -> nix::Result<()> {
-    let flags = OFlag::O_TMPFILE | OFlag::O_WRONLY | OFlag::O_CLOEXEC;
-    let mut file = File::from(open(directory, flags, Mode::S_IRUSR | Mode::S_IWUSR)?);
-    write(&mut file, content)?;
-    // linkat with AT_EMPTY_PATH would need CAP_DAC_READ_SEARCH; through /proc anyone may (open(2), O_TMPFILE).
-    let unnamed = format!("/proc/self/fd/{}", file.as_raw_fd());
-    linkat(AT_FDCWD, unnamed.as_str(), AT_FDCWD, path, AtFlags::AT_SYMLINK_FOLLOW)
-}
-
 fn publish_draft(directory: &Path, path: &Path, content: &str) -> io::Result<()> {
     let draft = directory.join(DRAFT);
-    write_new(&draft, content)?;
-    let linked = fs::hard_link(&draft, path);
-    fs::remove_file(&draft)?;
-    linked
-}
-
-/// Writes a draft afresh. A stale one is removed, not written over: it may be a second name of a lease file, left by
-/// a crash between link and unlink.
-fn write_new(draft: &Path, content: &str) -> io::Result<()> {
-    match fs::remove_file(draft) {
+    // A stale one is removed, not written over: it may be a second name of a lease file, left by a crash between link and
+    // unlink.
+    match fs::remove_file(&draft) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(draft)?;
-    if let Err(error) = file.write_all(content.as_bytes()) {
-        // No space, most likely: a half-written draft is of no use to anyone.
-        drop(fs::remove_file(draft));
-        return Err(error);
-    }
-    Ok(())
-}
-
-fn write(file: &mut File, content: &str) -> nix::Result<()> {
-    file.write_all(content.as_bytes()).map_err(|error| error.raw_os_error().map_or(Errno::EIO, Errno::from_raw))
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&draft)?;
+    let linked = file.write_all(content.as_bytes()).and_then(|()| fs::hard_link(&draft, path));
+    // Also if there was no space: half-written, it is of no use to anyone.
+    fs::remove_file(&draft)?;
+    linked
 }
 
 /// The address given out last in range set `set`, if there is a readable one; losing it costs one round of the robin.
@@ -151,14 +160,23 @@ pub(crate) fn last_reserved(directory: &Path, set: usize) -> Result<Option<IpAdd
     }
 }
 
-/// Writes the address given out last in range set `set`, by rename: it is never seen half.
+/// Writes the address given out last in range set `set`, in place: a rename over an old file makes some file systems
+/// write at once what could wait, while everybody waits for the lock. Dying meanwhile mixes the old and the new text, and
+/// costs one round of the robin.
 ///
 /// # Errors
 /// [`Error::Io`].
 pub(crate) fn set_last_reserved(directory: &Path, set: usize, address: IpAddr) -> Result<(), Error> {
-    let (path, draft) = (cursor(directory, set), directory.join(CURSOR_DRAFT));
-    write_new(&draft, &address.to_canonical().to_string()).map_err(|error| Error::io("write", &draft, error))?;
-    fs::rename(&draft, &path).map_err(|error| Error::io("write", &path, error))
+    let path = cursor(directory, set);
+    let text = address.to_canonical().to_string();
+    let write = || {
+        let flags = OFlag::O_NOFOLLOW.bits();
+        let mut options = OpenOptions::new();
+        let file = options.write(true).create(true).truncate(false).mode(0o600).custom_flags(flags).open(&path)?;
+        file.write_all_at(text.as_bytes(), 0)?;
+        file.set_len(u64::try_from(text.len()).unwrap_or(u64::MAX))
+    };
+    write().map_err(|error| Error::io("write", &path, error))
 }
 
 fn cursor(directory: &Path, set: usize) -> PathBuf {
@@ -184,20 +202,21 @@ mod tests {
 
     #[test]
     fn both_ways_leave_the_same_file_and_nothing_else() {
-        type Way = fn(&Path, &Path, &str) -> io::Result<()>;
+        type Way = fn(&Path, &Path, &Owner) -> io::Result<()>;
         let ways: [(&str, Way); 2] = [
-            ("unnamed", |directory, path, content| Ok(publish_unnamed(directory, path, content)?)),
-            ("draft", publish_draft),
+            ("unnamed", |directory, path, owner| Ok(Unnamed::write(directory, owner)?.link(path)?)),
+            ("draft", |directory, path, owner| publish_draft(directory, path, &owner.content())),
         ];
+        let other = Owner::new("other", "eth0").unwrap();
         for (name, way) in ways {
             let pool = tempfile::tempdir().unwrap();
             let path = pool.path().join("10.0.0.2");
-            way(pool.path(), &path, "c0ffee\r\neth0").unwrap();
+            way(pool.path(), &path, &owner()).unwrap();
             assert_eq!(fs::read(&path).unwrap(), b"c0ffee\r\neth0", "{name}");
             let found = fs::metadata(&path).unwrap();
             assert_eq!((found.mode() & 0o7777, found.nlink()), (0o600, 1), "{name}");
 
-            let error = way(pool.path(), &path, "other\r\neth0").unwrap_err();
+            let error = way(pool.path(), &path, &other).unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::AlreadyExists, "{name}");
             assert_eq!(fs::read(&path).unwrap(), b"c0ffee\r\neth0", "{name}: the first one stays");
             assert_eq!(names(pool.path()), ["10.0.0.2"], "{name}");
@@ -221,10 +240,10 @@ mod tests {
         let address = IpAddr::from([10, 0, 0, 2]);
         for orphan in ["", "\0\0\0\0\0\0"] {
             fs::write(path_of(pool.path(), address), orphan).unwrap();
-            create(pool.path(), address, &owner()).unwrap();
+            create(pool.path(), address, &owner(), None).unwrap();
             assert_eq!(read_claim(&path_of(pool.path(), address)).unwrap(), Some(Claim::Of(owner())));
         }
-        let error = create(pool.path(), address, &owner()).unwrap_err();
+        let error = create(pool.path(), address, &owner(), None).unwrap_err();
         assert!(matches!(&error, Error::Io { source, .. } if source.raw_os_error() == Some(17)), "{error}");
     }
 
@@ -251,6 +270,8 @@ mod tests {
         assert_eq!(fs::read(pool.path().join("last_reserved_ip.1")).unwrap(), b"2001:db8::9");
         assert_eq!(fs::metadata(pool.path().join("last_reserved_ip.1")).unwrap().mode() & 0o7777, 0o600);
         assert_eq!(last_reserved(pool.path(), 1).unwrap(), Some(address));
+        set_last_reserved(pool.path(), 1, IpAddr::from([10, 0, 0, 2])).unwrap();
+        assert_eq!(fs::read(pool.path().join("last_reserved_ip.1")).unwrap(), b"10.0.0.2", "nothing of the longer one");
         fs::write(pool.path().join("last_reserved_ip.1"), "2001:db").unwrap();
         assert_eq!(last_reserved(pool.path(), 1).unwrap(), None, "half a text is no address");
         assert_eq!(names(pool.path()), ["last_reserved_ip.1"]);

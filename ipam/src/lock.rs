@@ -16,6 +16,9 @@ use crate::Error;
 /// Name of the lock file in a pool.
 pub(crate) const LOCK_FILE: &str = "lock";
 
+/// So often others get the processor before we queue for the lock.
+const YIELDS: usize = 4;
+
 /// The lock of a pool, given back when dropped or when the process dies.
 #[derive(Debug)]
 pub(crate) struct PoolLock {
@@ -37,10 +40,18 @@ impl PoolLock {
             Err(error) => return Err(Error::io("open the lock of the address pool,", &path, error)),
         };
         match file.try_lock() {
-            Ok(()) => Ok(Some(PoolLock { _file: file })),
-            Err(TryLockError::WouldBlock) => wait_for(file, &path, wait).map(Some),
-            Err(TryLockError::Error(error)) => Err(Error::io("lock", &path, error)),
+            Ok(()) => return Ok(Some(PoolLock { _file: file })),
+            Err(TryLockError::WouldBlock) => {}
+            Err(TryLockError::Error(error)) => return Err(Error::io("lock", &path, error)),
         }
+        // It is mostly held for less time than it takes to start a thread.
+        for _ in 0..YIELDS {
+            thread::yield_now();
+            if file.try_lock().is_ok() {
+                return Ok(Some(PoolLock { _file: file }));
+            }
+        }
+        wait_for(file, &path, wait).map(Some)
     }
 }
 

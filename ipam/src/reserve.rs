@@ -5,6 +5,8 @@ use std::net::IpAddr;
 
 use crate::allocate::{self, Candidates, first_free};
 use crate::held::Held;
+use crate::index::Complete;
+use crate::lease::Unnamed;
 use crate::withheld::Quarantine;
 use crate::{Error, IpRange, Owner, Pool, Prior, RangeSet, Request, Reservation, lease};
 
@@ -26,6 +28,7 @@ pub fn reserve_all<E: From<Error>>(
         return Err(Error::SeveralPools { one: first.directory.clone(), other: other.directory.clone() }.into());
     }
     let lock_wait = requests.iter().map(|(_, request)| request.lock_wait).max().unwrap_or_default();
+    let prepared = prepare(requests);
     let store = first.store(lock_wait);
     let held = store.lock_or_create()?;
     let mut choice = Choice::on(&held);
@@ -34,8 +37,15 @@ pub fn reserve_all<E: From<Error>>(
         chosen.push(choice.choose(pool, request)?);
     }
     record(&chosen)?;
-    choice.commit()?;
+    choice.commit(&prepared)?;
     Ok(chosen)
+}
+
+/// The lease files, written before the lock is taken, for as many addresses as possible; in the order in which these are
+/// chosen. Without a directory there are none.
+fn prepare(requests: &[(&Pool, Request<'_>)]) -> Vec<Unnamed> {
+    let owners = requests.iter().flat_map(|(pool, request)| pool.sets.iter().map(move |_| (pool, request.owner)));
+    owners.map_while(|(pool, owner)| Unnamed::write(&pool.directory, owner).ok()).collect()
 }
 
 /// What is to be reserved: decided step by step, then done at once.
@@ -47,6 +57,10 @@ pub(crate) struct Choice<'a> {
     chosen: Vec<(&'a Owner, IpAddr)>,
     /// Owners that have an entry in the index, or are to get one, with what they hold already.
     indexed: Vec<(&'a Owner, Vec<IpAddr>)>,
+    /// The index as it was found, if there is one.
+    before: Option<Complete>,
+    /// Whether a request is kept out of the index.
+    bypasses: bool,
     /// The addresses that have a file; listed when it is first needed.
     names: Option<HashSet<IpAddr>>,
     /// The addresses that were once withheld; listed together with the names.
@@ -61,6 +75,8 @@ impl<'a> Choice<'a> {
             cursors: BTreeMap::new(),
             chosen: Vec::new(),
             indexed: Vec::new(),
+            before: None,
+            bypasses: false,
             names: None,
             once_withheld: HashSet::new(),
             quarantine: Quarantine::of(held.directory),
@@ -95,12 +111,14 @@ impl<'a> Choice<'a> {
 
     /// What the owner holds already. host-local does not look where every address is asked for by name.
     fn own(&mut self, request: &Request<'a>, by_turn: bool) -> Result<Vec<IpAddr>, Error> {
+        self.bypasses |= request.prior != Prior::Indexed;
         let mut own = match request.prior {
             Prior::Unknown if by_turn => self.held.held_by(request.owner)?,
             Prior::Unknown | Prior::NoneKnown => Vec::new(),
             Prior::Indexed => match self.held.indexed()? {
                 Some(complete) => {
                     let found = self.held.held_by_index(complete, request.owner)?;
+                    self.before = Some(complete);
                     self.indexed.push((request.owner, found.clone()));
                     found
                 }
@@ -200,7 +218,7 @@ impl<'a> Choice<'a> {
     }
 
     /// Makes the reservations; on a failure those already made are given back.
-    fn commit(&self) -> Result<(), Error> {
+    fn commit(&self, prepared: &[Unnamed]) -> Result<(), Error> {
         // First the place in the round: if that fails, or we die here, nothing is held.
         for (set, address) in &self.cursors {
             lease::set_last_reserved(self.held.directory, *set, *address)?;
@@ -212,22 +230,24 @@ impl<'a> Choice<'a> {
             index.put(owner, &before.iter().copied().chain(made).collect::<Vec<_>>())?;
         }
         for (made, (owner, address)) in self.chosen.iter().enumerate() {
-            let Err(cause) = lease::create(self.held.directory, *address, owner) else { continue };
-            return Err(self
-                .chosen
-                .iter()
-                .take(made)
-                .rev()
-                .fold(cause, |cause, (_, earlier)| give_back(self.held, *earlier, cause)));
+            if let Err(cause) = lease::create(self.held.directory, *address, owner, prepared.get(made)) {
+                return Err(self.give_back(made, cause));
+            }
+        }
+        if let Some(before) = self.before.filter(|_| !self.bypasses) {
+            index.stamp(before);
         }
         Ok(())
     }
-}
 
-fn give_back(held: &Held<'_>, address: IpAddr, cause: Error) -> Error {
-    match lease::remove(&lease::path_of(held.directory, address)) {
-        Ok(_) => cause,
-        Err(Error::Io { path, source, .. }) => Error::NotGivenBack { address, path, cause: Box::new(cause), source },
-        Err(_) => cause,
+    /// Gives back the first `made` ones, the last first.
+    fn give_back(&self, made: usize, cause: Error) -> Error {
+        let addresses = self.chosen.iter().take(made).rev().map(|(_, address)| *address);
+        addresses.fold(cause, |cause, address| match lease::remove(&lease::path_of(self.held.directory, address)) {
+            Err(Error::Io { path, source, .. }) => {
+                Error::NotGivenBack { address, path, cause: Box::new(cause), source }
+            }
+            _ => cause,
+        })
     }
 }

@@ -1,5 +1,5 @@
 //! The `static` plugin: addresses written down in the configuration or handed over with the request. It keeps no
-//! state and sees no conflict.
+//! state: of a conflict only its caller can know.
 
 use std::net::IpAddr;
 
@@ -39,6 +39,8 @@ pub struct StaticAddresses {
     pub routes: Vec<Route>,
     /// DNS, handed through.
     pub dns: Dns,
+    /// Whether the caller is to make sure that no other host has an address before it is used.
+    pub conflict_probe: bool,
 }
 
 impl StaticAddresses {
@@ -65,6 +67,7 @@ impl StaticAddresses {
             addresses,
             routes: Route::all(raw.routes.as_ref())?,
             dns: raw.dns.clone().unwrap_or_default(),
+            conflict_probe: raw.conflict_probe.unwrap_or_default(),
         })
     }
 }

@@ -319,7 +319,6 @@ fn what_a_crash_leaves_harms_nobody() {
     let data = tempfile::tempdir().unwrap();
     let pool = pool(data.path(), r#"[[{"subnet":"10.0.0.0/24"}]]"#);
     plant(&pool, ".reservation", "c1\r\neth0");
-    plant(&pool, ".last_reserved_ip", "10.0.");
     plant(&pool, "last_reserved_ip.0", "10.0.");
     assert_eq!(get(&pool, "c1", &[]), ["10.0.0.2/24 via 10.0.0.1"], "a draft is no reservation");
     pool.store(WAIT).release(&owner("c1"), Known::Nothing).unwrap();
@@ -328,7 +327,6 @@ fn what_a_crash_leaves_harms_nobody() {
     // The same when it is known which address is given back.
     get(&pool, "c2", &[]);
     plant(&pool, ".reservation", "c2\r\neth0");
-    plant(&pool, ".last_reserved_ip", "10.0.");
     pool.store(WAIT).release(&owner("c2"), Known::Addresses(&[ip("10.0.0.3")])).unwrap();
     assert_eq!(files(&pool), ["last_reserved_ip.0=10.0.0.3"]);
 }
@@ -342,7 +340,6 @@ fn leases_that_name_nobody_are_removed_and_all_others_stay() {
     plant(&pool, "10.0.0.3", "");
     plant(&pool, "10.0.0.4", "\0\0\0\0");
     plant(&pool, "10.0.0.5", "old");
-    plant(&pool, ".last_reserved_ip", "10.0.");
     let removed = pool.store(WAIT).release_orphans().unwrap();
     let removed: Vec<_> = removed.into_iter().map(|lease| (lease.address, lease.container)).collect();
     assert_eq!(removed, [(ip("10.0.0.3"), None), (ip("10.0.0.4"), None)]);

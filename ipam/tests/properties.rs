@@ -11,7 +11,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 use std::time::Duration;
 
-use ipam::{Error, Node, Owner, Pool, Prior, RawIpam, Request, Slice};
+use ipam::{Error, Known, Node, Owner, Pool, Prior, RawIpam, Request, Slice};
 use serde_json::{Value, json};
 
 const WAIT: Duration = Duration::from_secs(60);
@@ -205,7 +205,7 @@ fn exercise(random: &mut Random, case: &Case, seed: u64) -> (u32, u32) {
         if !held.is_empty() && random.one_in(3) {
             let victim = *held.values().nth(usize::try_from(random.below(held.len() as u64)).unwrap()).unwrap();
             let released: BTreeSet<IpAddr> =
-                pool.store(WAIT).release(&owner(victim), None).unwrap().into_iter().collect();
+                pool.store(WAIT).release(&owner(victim), Known::Nothing).unwrap().into_iter().collect();
             let had: BTreeSet<IpAddr> = held.iter().filter(|(_, of)| **of == victim).map(|(ip, _)| *ip).collect();
             assert_eq!(released, had, "{context}");
             held.retain(|_, of| *of != victim);

@@ -58,7 +58,10 @@ pub fn run(
         Err(error) => return Reply::failure(&error, SpecVersion::LATEST),
     };
     let outcome = match called {
-        Called::HostLocal => version.allow(invocation.command).and_then(|()| host_local::run(&invocation, version)),
+        Called::HostLocal => {
+            let alone = env(RECURSION_MARK).is_none();
+            version.allow(invocation.command).and_then(|()| host_local::run(&invocation, version, alone))
+        }
         Called::Engine(face) => {
             // We execute plugins, and a drop-in may be one of them: only the meta plugin must not be.
             let recursive = face == Face::Meta && env(RECURSION_MARK).is_some();

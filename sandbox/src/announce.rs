@@ -15,7 +15,8 @@ use crate::{Error, IfName, Link, Links, MacAddr, Rtnl, Sysctl, raw};
 
 /// How long a carrier is waited for.
 pub const ANNOUNCE_LIMIT: Duration = Duration::from_millis(200);
-const ETH_P_ARP: u16 = 0x0806;
+/// An ARP packet (linux/if_ether.h).
+pub(crate) const ETH_P_ARP: u16 = 0x0806;
 const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
 
 /// What to set on an interface after it arrived in the pod and before it goes up: settings made before a move are lost
@@ -61,14 +62,15 @@ pub async fn announce(links: Rtnl, link: &Link, addresses: &[IpAddr]) -> Result<
     })
 }
 
-fn open(family: AddressFamily, kind: SockType, protocol: Option<SockProtocol>) -> io::Result<OwnedFd> {
+/// A socket that does not block.
+pub(crate) fn open(family: AddressFamily, kind: SockType, protocol: Option<SockProtocol>) -> io::Result<OwnedFd> {
     Ok(socket(family, kind, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK, protocol)?)
 }
 
 fn send_arp(index: u32, mac: MacAddr, address: Ipv4Addr) -> io::Result<()> {
     // Without a protocol the socket receives nothing.
     let socket = open(AddressFamily::Packet, SockType::Datagram, None)?;
-    let everybody = raw::broadcast(index, ETH_P_ARP).ok_or(io::ErrorKind::InvalidInput)?;
+    let everybody = raw::station(index, ETH_P_ARP, MacAddr::BROADCAST).ok_or(io::ErrorKind::InvalidInput)?;
     sendto(socket.as_raw_fd(), &gratuitous_arp(mac, address), &everybody, MsgFlags::empty())?;
     Ok(())
 }
@@ -86,9 +88,14 @@ fn send_advertisement(link: &Link, mac: MacAddr, address: Ipv6Addr) -> io::Resul
 
 /// An ARP request (RFC 826) whose sender asks for its own address, as sriov-cni and the kernel send it.
 fn gratuitous_arp(mac: MacAddr, address: Ipv4Addr) -> Vec<u8> {
+    arp_request(mac, address, address)
+}
+
+/// An ARP request: `sender` asks who has `target`.
+pub(crate) fn arp_request(mac: MacAddr, sender: Ipv4Addr, target: Ipv4Addr) -> Vec<u8> {
     // Ethernet, IPv4, the lengths of their addresses, request.
     let head = [0, 1, 8, 0, 6, 4, 0, 1];
-    [&head[..], &mac.0, &address.octets(), &MacAddr::ZERO.0, &address.octets()].concat()
+    [&head[..], &mac.0, &sender.octets(), &MacAddr::ZERO.0, &target.octets()].concat()
 }
 
 /// An unsolicited neighbour advertisement (RFC 4861, 4.4): "override" is set, an option tells the link-layer address. The

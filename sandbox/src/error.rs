@@ -89,6 +89,14 @@ pub enum Error {
         /// What the kernel said.
         source: io::Error,
     },
+    /// The neighbours could not be asked whether an address is theirs.
+    #[error("cannot ask on {name} whether its addresses are somebody else's: {source}")]
+    Probe {
+        /// The interface.
+        name: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
     /// An interface that has to be there is not.
     #[error("no interface {name} in the network namespace")]
     NoSuchLink {
@@ -131,6 +139,7 @@ impl Error {
             | Error::Socket { source, .. }
             | Error::Kernel { source, .. }
             | Error::Announce { source, .. }
+            | Error::Probe { source, .. }
             | Error::Sysctl { source, .. } => source.raw_os_error(),
             Error::NotANamespace { .. }
             | Error::Answer { .. }

@@ -16,6 +16,9 @@ impl MacAddr {
     /// All zero: on a VF "no administrative address".
     pub const ZERO: MacAddr = MacAddr([0; 6]);
 
+    /// Every station.
+    pub const BROADCAST: MacAddr = MacAddr([0xff; 6]);
+
     /// True for a group address (lowest bit of the first byte), broadcast included.
     pub fn is_multicast(self) -> bool {
         self.0[0] & 1 == 1

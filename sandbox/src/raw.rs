@@ -8,6 +8,8 @@ use nix::errno::Errno;
 use nix::libc;
 use nix::sys::socket::{LinkAddr, SockaddrLike};
 
+use crate::MacAddr;
+
 /// The cookie of the network namespace that a socket belongs to (SO_NETNS_COOKIE, Linux 5.14): a number that no other
 /// namespace has or will have in this boot. None where the kernel does not know it.
 pub(crate) fn netns_cookie(socket: &impl AsFd) -> io::Result<Option<u64>> {
@@ -25,8 +27,9 @@ pub(crate) fn netns_cookie(socket: &impl AsFd) -> io::Result<Option<u64>> {
     }
 }
 
-/// All stations behind an interface, as the receiver of a packet of `protocol` (ETH_P_*); packet(7).
-pub(crate) fn broadcast(index: u32, protocol: u16) -> Option<LinkAddr> {
+/// A station behind an interface, as the receiver of a packet of `protocol` (ETH_P_*); packet(7).
+pub(crate) fn station(index: u32, protocol: u16, mac: MacAddr) -> Option<LinkAddr> {
+    let [a, b, c, d, e, f] = mac.0;
     let address = libc::sockaddr_ll {
         sll_family: libc::AF_PACKET as libc::sa_family_t,
         sll_protocol: protocol.to_be(),
@@ -34,7 +37,7 @@ pub(crate) fn broadcast(index: u32, protocol: u16) -> Option<LinkAddr> {
         sll_hatype: 0,
         sll_pkttype: 0,
         sll_halen: 6,
-        sll_addr: [0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0],
+        sll_addr: [a, b, c, d, e, f, 0, 0],
     };
     let length = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
     // SAFETY: the pointer is to a whole sockaddr_ll that lives until the call returns, and `length` is its size; the

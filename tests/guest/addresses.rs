@@ -1,17 +1,11 @@
 //! Where the addresses of a VF come from, what the pod asked for, the default route, and plugins chained after the VF.
 
-use std::{
-    io::{BufRead as _, BufReader},
-    process::{Child, Command, Stdio},
-    sync::mpsc,
-    time::Duration,
-};
-
 use serde_json::{Value, json};
 
 use crate::{
     harness::{Interface, Recorder, ip_in, ping},
     node::Node,
+    wire::Wire,
 };
 
 #[test]
@@ -193,50 +187,6 @@ fn plugins_chained_after_the_vf_are_undone_before_it() {
     node.assert_as_before();
 }
 
-/// tcpdump on an interface of the host, from the moment it listens.
-struct Wire {
-    tcpdump: Child,
-    lines: mpsc::Receiver<String>,
-}
-
-impl Wire {
-    fn tap(interface: &str) -> Self {
-        let filter = "arp or (icmp6 and ip6[40] = 136)";
-        let mut tcpdump = Command::new("tcpdump")
-            .args(["-p", "-l", "-nn", "-e", "-v", "-i", interface, filter])
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("tcpdump");
-        let mut ready = BufReader::new(tcpdump.stderr.take().unwrap()).lines();
-        assert!(ready.any(|line| line.unwrap().contains("listening on")));
-        // It goes on reading, or tcpdump would be stopped by a full pipe.
-        std::thread::spawn(move || ready.for_each(drop));
-        let out = BufReader::new(tcpdump.stdout.take().unwrap());
-        let (sender, lines) = mpsc::channel();
-        std::thread::spawn(move || out.lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
-        Self { tcpdump, lines }
-    }
-
-    /// What is seen until a text has come; panics when it does not come.
-    fn until(&self, text: &str) -> String {
-        let mut seen = String::new();
-        while !seen.contains(text) {
-            let line = self.lines.recv_timeout(Duration::from_secs(10));
-            let line = line.unwrap_or_else(|_| panic!("{text:?} has not come: {seen}"));
-            seen.extend([line.as_str(), "\n"]);
-        }
-        seen
-    }
-}
-
-impl Drop for Wire {
-    fn drop(&mut self) {
-        let _ = self.tcpdump.kill();
-        let _ = self.tcpdump.wait();
-    }
-}
-
 #[test]
 fn neighbours_are_told_of_the_addresses_which_are_usable_at_once() {
     let node = Node::new();
@@ -249,7 +199,7 @@ fn neighbours_are_told_of_the_addresses_which_are_usable_at_once() {
     let devices = [("bed.test/vf", &node.a[3]), ("bed.test/vf", &node.a[4])];
     let netns = node.pod("p", "net-a,net-b", &devices);
     // The far end of the cable.
-    let wire = Wire::tap(&node.b[0].pf);
+    let wire = Wire::tap(&node.b[0].pf, "arp or (icmp6 and ip6[40] = 136)");
     node.add("p", &netns);
     for (interface, address) in [("net1", "fd00:15::7"), ("net2", "fd00:15::8")] {
         let net = Interface::find(&netns, interface).unwrap();

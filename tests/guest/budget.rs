@@ -106,5 +106,21 @@ fn a_vf_with_vlan_spoofchk_trust_and_one_address_takes_ten_messages() {
     node.assert_as_before();
 }
 
+#[test]
+fn asking_whether_an_address_is_in_use_takes_no_message() {
+    let node = quiet_node();
+    let adds = [false, true].map(|probe| {
+        let addresses = json!([{"address": "10.11.0.7/24"}, {"address": "fd00:11::7/64"}]);
+        let ipam = json!({"type": "static", "addresses": addresses, "conflictProbe": probe});
+        node.network("net-a", "bed.test/vf", &json!({"cniVersion": "1.0.0", "type": "sriov", "ipam": ipam}));
+        let netns = node.pod("p", "net-a", &[("bed.test/vf", &node.a[1])]);
+        let add = traced(node.call("ADD", "p", &netns), "/run/test/add");
+        node.del("p", &netns);
+        add
+    });
+    assert_eq!(adds[0], adds[1]);
+    node.assert_as_before();
+}
+
 /// As measured. Two of them read the PF, for nothing is believed that was not read back.
 const DEL_MESSAGES: usize = 12;

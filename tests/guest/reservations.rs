@@ -112,6 +112,36 @@ fn an_address_is_kept_while_its_interface_is_not_given_back() {
     node.assert_as_before();
 }
 
+#[test]
+fn gc_frees_the_addresses_of_dead_vfs_and_nothing_else() {
+    let (node, _) = node("10.11.0.0/24");
+    for key in ["cni.dev/valid-attachments", "cni.dev/attachments"] {
+        let dead = node.pod("dead", "net-a,net-a", &[("bed.test/vf", &node.a[0]), ("bed.test/vf", &node.a[1])]);
+        node.add("dead", &dead);
+        let live = node.pod("live", "net-a", &[("bed.test/vf", &node.a[2])]);
+        node.add("live", &live);
+        let other = "/var/lib/cni/networks/podman";
+        fs::create_dir_all(other).unwrap();
+        fs::write(format!("{other}/10.88.0.2"), "somebody\r\neth0").unwrap();
+        let of_live = Interface::find(&live, "net1").unwrap().addresses()[0].replace("/24", "");
+        let last = fs::read(format!("{POOL}/last_reserved_ip.0")).unwrap();
+        assert_eq!(node.world.leases("net-a").len(), 3);
+        node.world.delete_netns(&dead);
+        let mut conf = node.conf.clone();
+        conf["cniVersion"] = json!("1.1.0");
+        conf[key] = json!([{"containerID": "live", "ifname": "eth0"}]);
+        node.world.call("GC", "", "", &conf).ok();
+        assert_eq!(node.world.leases("net-a"), [of_live], "{key}");
+        assert!(fs::exists(format!("{POOL}/lock")).unwrap());
+        assert_eq!(fs::read(format!("{POOL}/last_reserved_ip.0")).unwrap(), last);
+        assert_eq!(node.world.leases("podman"), ["10.88.0.2"]);
+        node.call("CHECK", "live", &live).ok();
+        node.del("live", &live);
+        fs::remove_dir_all(other).unwrap();
+    }
+    node.assert_as_before();
+}
+
 /// What an earlier boot left of VFs' addresses, of which no record is there any more.
 #[test]
 fn a_pool_that_the_dead_exhausted_is_had_again_by_the_add_that_finds_it_so() {

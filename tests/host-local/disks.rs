@@ -146,7 +146,9 @@ fn on_a_full_disk_all_addresses_are_given_or_none_and_what_is_given_can_be_given
             number -= 1;
             fs::remove_file(bed.data().join(format!("ballast-{number}"))).unwrap();
         }
-        assert!(refusals >= 2, "{case}: the disk was full at {refusals} steps only");
+        // Where an index was there, its mark is given up first: that is one file less.
+        let steps = if case == "a pool" { 1 } else { 2 };
+        assert!(refusals >= steps, "{case}: the disk was full at {refusals} steps only");
         // However little of the index could be written.
         let again = answer(&bed.call(ours(), "ADD", "second").run()).unwrap_err();
         assert!(again.contains("duplicate allocation is not allowed"), "{case}: {again}");
@@ -186,7 +188,7 @@ fn a_read_only_disk_is_named_answers_check_and_loses_nothing() {
     mounts.read_only(bed.data());
     let text = add(&bed, "second").unwrap_err();
     let expected =
-        format!("{}: Read-only file system (os error 30)", bed.directory().join(".last_reserved_ip").display());
+        format!("{}: Read-only file system (os error 30)", bed.directory().join("last_reserved_ip.0").display());
     assert!(text.contains(&expected), "{text}");
     bed.call(ours(), "CHECK", "first").ok();
     let error = bed.call(ours(), "DEL", "first").fails(5);

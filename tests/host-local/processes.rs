@@ -159,7 +159,7 @@ impl Scene {
         let mut held = 0;
         for (name, content) in self.bed.leases() {
             if name.parse::<IpAddr>().is_err() {
-                assert!([".reservation", ".last_reserved_ip"].contains(&name.as_str()), "what is {name}?");
+                assert_eq!(name, ".reservation");
             } else if content.is_empty() {
                 assert!(planted_orphan && name == "10.0.0.5", "{name} is empty");
             } else {
@@ -217,6 +217,8 @@ impl Scene {
         let free = ROOM - of_other / 2 - held_back(false).max(held_back(true));
         assert_eq!(served, free, "{withheld:?}, {:?}", self.bed.leases());
         if let Some(other) = self.other {
+            let again = answer(&self.bed.call(ours(), "ADD", other).run()).unwrap_err();
+            assert!(again.contains("duplicate allocation is not allowed"), "the other is not known: {again}");
             self.bed.call(ours(), "DEL", other).ok();
             assert!(!self.bed.leases().values().any(|content| content.starts_with("other")), "the other's are lost");
         }

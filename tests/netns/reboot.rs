@@ -12,7 +12,7 @@ use std::{
 
 use serde_json::{Value, json};
 
-use crate::harness::{Interface, Recorder, World, bare_add, ip_in, names};
+use crate::harness::{Interface, Recorder, Which, World, bare_add, ip_in, names, trace};
 
 /// One test at a time: who looks at all namespaces of the machine holds each for a moment, and so those that another test
 /// has just deleted.
@@ -268,6 +268,53 @@ fn another_runtimes_pool_is_left_alone() {
     world.call("DEL", "reboot-new", &netns, &conf).pod("reboot-new").ok();
 }
 
+/// The files of a pool with what is in them.
+fn content(network: &str) -> Vec<(String, String)> {
+    let read = |name: String| (name.clone(), fs::read_to_string(format!("{}/{name}", pool(network))).unwrap());
+    names(pool(network)).into_iter().map(read).collect()
+}
+
+/// In one boot: the list decides, under either of its names.
+#[test]
+fn gc_frees_what_belongs_to_no_valid_attachment_and_nothing_else() {
+    let _alone = alone();
+    for (number, key) in [(12, "cni.dev/valid-attachments"), (13, "cni.dev/attachments")] {
+        let world = World::new();
+        let (mut conf, _) = flannel(&world, &format!("10.231.{number}.1/24"));
+        world.macvlan("net-a", &format!("10.232.{number}.0/24"));
+        let live = add(&world, &conf, "reboot-live", "net-a");
+        add(&world, &conf, "reboot-dead", "net-a");
+        add(&world, &conf, "reboot-lost", "net-a");
+        fs::remove_dir_all("/var/lib/cni/meta-cni/sandboxes/reboot-lost").unwrap();
+        lease("podman", "10.88.0.2", "reboot-podman\r\neth0");
+        lease("podman", "last_reserved_ip.0", "10.88.0.2");
+        lease("podman", "lock", "");
+        let of_others = content("podman");
+        let own = |network: &str| -> Vec<(String, String)> {
+            let mut all = content(network);
+            all.retain(|(name, text)| name.starts_with("l") || text.starts_with("reboot-live"));
+            all
+        };
+        let (of_primary, of_macvlan) = (own("cbr0"), own("net-a"));
+        conf["cniVersion"] = json!("1.1.0");
+        conf[key] = json!([{"containerID": "reboot-live", "ifname": "eth0"}]);
+        world.call("GC", "", "", &conf).ok();
+        // Of the lost one nothing says that it is dead, and in this boot somebody else may have attached it.
+        let lost = |network: &str| content(network).into_iter().filter(|(_, text)| text.starts_with("reboot-lost"));
+        for (network, kept) in [("cbr0", of_primary), ("net-a", of_macvlan)] {
+            let mut now = content(network);
+            assert_eq!(lost(network).count(), 1);
+            now.retain(|(_, text)| !text.starts_with("reboot-lost"));
+            assert_eq!(now, kept, "{network} by {key}");
+        }
+        assert_eq!(content("podman"), of_others);
+        world.call("CHECK", "reboot-live", &live, &conf).pod("reboot-live").ok();
+        // The DEL of the runtime, which knows it, has all of it but what only its record told of.
+        world.call("DEL", "reboot-lost", "", &conf).pod("reboot-lost").ok();
+        assert_eq!((lost("cbr0").count(), lost("net-a").count()), (0, 1));
+    }
+}
+
 /// The lists of this boot, as `FILE: LINE`s.
 fn lists(boot: &str) -> Vec<String> {
     let directory = format!("/run/meta-cni/boot/{boot}");
@@ -320,6 +367,41 @@ fn pools_are_listed_once_in_a_boot_before_any_plugin_runs() {
         let _ = world.call(verb, "p", &netns, &conf).pod("p").run();
         assert_eq!(names("/run/meta-cni/boot"), [format!("00000000-0000-4000-8000-{boot:012}")], "{verb}");
     }
+}
+
+#[test]
+fn killed_anywhere_while_listing_the_next_verb_lists_before_any_plugin_runs() {
+    let _alone = alone();
+    let world = World::new();
+    let recorder = Recorder::install(&world.bin, &["watcher"]);
+    recorder.behave("watcher", "DEL", "ls /run/meta-cni/boot/*/listed >/dev/null || exit 1");
+    let primary = json!({"cniVersion": "1.0.0", "name": "main", "plugins": [{"type": "watcher"}]});
+    let conf = world.conf(&world.primary(&primary));
+    for pool in ["main", "net-a", "net-b"] {
+        lease(pool, "10.231.11.2", "c1\r\neth0");
+    }
+    world.reboot();
+    let netns = world.netns();
+    let call = || world.call("DEL", "p", &netns, &conf).pod("p");
+    let whole = trace(&call(), Which::All, None);
+    assert_eq!(whole.code, Some(0), "{}", whole.stdout);
+    let expected = lists(SECOND);
+    assert_eq!(expected.len(), 6, "{expected:?}");
+    let last = whole.points.iter().position(|point| point.about.ends_with("/listed")).expect("it says when it is done");
+    let mut partly = 0;
+    for before in 0..=last + 1 {
+        let _ = fs::remove_dir_all("/run/meta-cni");
+        recorder.take();
+        let killed = trace(&call(), Which::All, Some(before));
+        assert!(killed.killed, "before point {before}");
+        assert_eq!(recorder.take(), Vec::<String>::new(), "no plugin ran before point {before}");
+        partly += usize::from((1..6).contains(&lists(SECOND).len()));
+        call().ok();
+        assert_eq!(recorder.take(), ["DEL watcher eth0"]);
+        assert_eq!(lists(SECOND), expected, "killed before point {before}");
+        assert!(names(format!("/run/meta-cni/boot/{SECOND}")).contains(&"listed".to_owned()));
+    }
+    assert!(partly > 0, "it was never killed between two lists");
 }
 
 #[test]

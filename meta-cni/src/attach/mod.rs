@@ -11,6 +11,7 @@ mod alone;
 mod builtin;
 mod check;
 mod configured;
+mod dead;
 mod del;
 mod gc;
 mod lock;
@@ -100,11 +101,10 @@ impl Engine {
         }
     }
 
-    /// The journals on this node: ours, and those of the faces, each of which has its own.
+    /// The journals on this node: ours, and those in the default place.
     fn journals(&self) -> Vec<Records> {
-        let default = Settings::of_plugin(&Object::default());
-        let layouts = [&self.settings, &default].map(|settings| Face::ALL.map(|face| Layout::of(settings, face)));
-        layouts.iter().flatten().map(Records::of).collect()
+        let default = journals_of(&Settings::of_plugin(&Object::default()));
+        default.into_iter().chain(journals_of(&self.settings)).collect()
     }
 
     /// The key of this call.
@@ -143,6 +143,11 @@ impl Engine {
             ledger: self.lock.as_ref().map(|lock| lock.ledger()),
         }
     }
+}
+
+/// The journals that lie where these settings say: each face has its own.
+pub(crate) fn journals_of(settings: &Settings) -> Vec<Records> {
+    Face::ALL.map(|face| Records::of(&Layout::of(settings, face))).into()
 }
 
 /// The namespace at a path, if there is one. One that cannot be looked at counts as there: it must not be taken for dead.

@@ -280,6 +280,7 @@ fn kernel_code(error: &sandbox::Error) -> u32 {
         | E::Answer { .. }
         | E::Sysctl { .. }
         | E::Announce { .. }
+        | E::Probe { .. }
         | E::NoSuchLink { .. }
         | E::Unverified { .. } => 101,
     }

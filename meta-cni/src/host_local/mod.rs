@@ -11,17 +11,18 @@ use serde_json::Value;
 
 use crate::cni::{Command, Error, Invocation, SpecVersion};
 
-/// Runs one call; the result is ADD's.
+/// Runs one call; the result is ADD's. `alone`: the meta plugin is not the caller of our caller. It has dead containers
+/// detached by the chain that we are called by, so we must not take their leases away ourselves.
 ///
 /// # Errors
 /// What is wrong with the configuration, with host-local's texts; what the pool cannot do.
-pub(crate) fn run(invocation: &Invocation, version: SpecVersion) -> Result<Option<Value>, Error> {
+pub(crate) fn run(invocation: &Invocation, version: SpecVersion, alone: bool) -> Result<Option<Value>, Error> {
     // Before anything is changed. A configuration that does not even say where the pool lies fails below.
     if let Ok(store) = conf::store(&invocation.conf) {
         boot::note(&store);
     }
     match invocation.command {
-        Command::Add => verbs::add(invocation, version).map(Some),
+        Command::Add => verbs::add(invocation, version, alone).map(Some),
         Command::Del => verbs::del(invocation).map(|()| None),
         Command::Check => verbs::check(invocation, version).map(|()| None),
         Command::Gc => verbs::gc(invocation).map(|()| None),

@@ -14,15 +14,23 @@ use crate::cni::{CniResult, Error, Invocation, Ip, Object, Route, SpecVersion};
 /// STATUS does not wait long: a runtime asks every few seconds.
 const STATUS_PATIENCE: Duration = Duration::from_secs(5);
 
-/// Reserves one address of every range set.
-pub(super) fn add(invocation: &Invocation, version: SpecVersion) -> Result<Value, Error> {
+/// Reserves one address of every range set; of an exhausted pool once more, if an earlier boot left some that nobody has.
+pub(super) fn add(invocation: &Invocation, version: SpecVersion, alone: bool) -> Result<Value, Error> {
     let pool = conf::pool(&invocation.conf, version)?;
     let requested = conf::requested(invocation)?;
     // Whatever can be wrong is found before anything is reserved.
     let dns = pool.resolv_conf.as_deref().map(ipam::Dns::read).transpose()?.unwrap_or_default();
     let owner = conf::owner(invocation)?;
     let request = Request { owner: &owner, requested: &requested, prior: Prior::Indexed, lock_wait: LOCK_PATIENCE };
-    let reserved = pool.reserve(&request)?;
+    let reserved = match pool.reserve(&request) {
+        // If that fails, what is wrong is still that no address is left.
+        Err(ipam::Error::Exhausted { .. })
+            if alone && boot::reclaim(&pool.store(LOCK_PATIENCE)).is_ok_and(|freed| freed) =>
+        {
+            pool.reserve(&request)?
+        }
+        outcome => outcome?,
+    };
     let result = CniResult {
         interfaces: Vec::new(),
         ips: reserved.iter().map(Ip::from).collect(),

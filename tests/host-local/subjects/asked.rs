@@ -132,3 +132,24 @@ fn files_are_named_as_go_writes_addresses() {
         same(ipam, &[], &steps);
     }
 }
+
+#[test]
+fn keys_in_any_case_and_unknown_arguments() {
+    for version in VERSIONS {
+        for program in [theirs(), ours()] {
+            let bed = Bed::new(&json!({"ranges": [[{"subnet": "10.1.2.0/24"}], [{"subnet": "fd00::/64"}]]}));
+            let mut conf = bed.conf(version);
+            conf["ARGS"] = json!({"Cni": {"IPS": ["10.1.2.7"]}, "labels": [{"key": "a"}]});
+            conf["RuntimeConfig"] = json!({"IPs": ["fd00::7"], "mac": "02:00:00:00:00:01"});
+            let call = |args: &str| bed.call_with(program, "ADD", "c1", &conf).env("CNI_ARGS", args).run();
+            let context = format!("{} {version}", program.display());
+            let text = answer(&call("K8S_POD_NAME=p;IgnoreUnknown=0;X=y")).unwrap_err();
+            assert_eq!(text, "ARGS: unknown args [\"K8S_POD_NAME=p\" \"X=y\"]", "{context}");
+            let text = answer(&call("IgnoreUnknown=maybe")).unwrap_err();
+            assert!(text.starts_with("ARGS: error parsing value of pair \"IgnoreUnknown=maybe\""), "{context}: {text}");
+            let found = answer(&call("K8S_POD_NAME=p;IgnoreUnknown=True")).unwrap();
+            let expected = ["10.1.2.7/24 via 10.1.2.1", "fd00::7/64 via fd00::1"];
+            assert_eq!(given(&found, version), expected, "{context}");
+        }
+    }
+}

@@ -65,10 +65,12 @@ impl Engine {
             return self.add_userspace(record, list, &vf, (&ipam, known), (&host, &pod, &name)).await;
         }
         let alias = vf_alias(record, &original);
-        let attached = attach(&host, &pod, &original, &vf.wanted, &name, Some(&alias)).await?;
+        let mut attached = attach(&host, &pod, &original, &vf.wanted, &name, Some(&alias)).await?;
         let addresses = match &ipam {
             BuiltinIpam::Executed(kind) => self.execute_ipam(kind, record, list).await?,
-            BuiltinIpam::None | BuiltinIpam::Pool { .. } | BuiltinIpam::Static(_) => known,
+            BuiltinIpam::None | BuiltinIpam::Pool { .. } | BuiltinIpam::Static(_) => {
+                self.without_conflicts(&ipam, known, record, (&pod, &mut attached.link)).await?
+            }
         };
         let mut result = addresses.into_result();
         result.interfaces = vec![Interface {

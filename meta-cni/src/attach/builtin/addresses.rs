@@ -25,6 +25,17 @@ pub(super) enum BuiltinIpam {
     Executed(String),
 }
 
+impl BuiltinIpam {
+    /// Whether other hosts are asked for the addresses before they are used.
+    pub(super) fn probes(&self) -> bool {
+        match self {
+            Self::None | Self::Executed(_) => false,
+            Self::Pool { pool, .. } => pool.conflict_probe,
+            Self::Static(given) => given.conflict_probe,
+        }
+    }
+}
+
 /// To whom the addresses of an attachment are given back.
 pub(super) enum Giver {
     /// There are none, or nobody keeps them.

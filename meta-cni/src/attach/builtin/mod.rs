@@ -6,6 +6,7 @@ mod addresses;
 mod announce;
 mod check;
 mod leftover;
+mod probe;
 mod reserve;
 mod sriov_cni;
 mod takeover;

@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, net::IpAddr, path::PathBuf};
 
-use ipam::{Owner, Pool, Prior, Request, reserve_all};
+use ipam::{Owner, Pool, Prior, Request, Reservation, reserve_all};
 use sandbox::Netns;
 
 use super::{Addresses, LOCK_PATIENCE, addresses::BuiltinIpam};
@@ -11,7 +11,7 @@ use crate::{
     attach::{
         Engine,
         add::{Begun, Made},
-        record::{Call, PoolAddresses},
+        record::{Call, PoolAddresses, Record},
     },
     cluster::PodName,
     cni::Error,
@@ -85,13 +85,7 @@ impl Engine {
         let reserved = reserve_all(&requests, |chosen| {
             for (share, chosen) in shares.iter().zip(chosen) {
                 let Some(made) = begun.get_mut(&share.position) else { continue };
-                let addresses = chosen.iter().map(|reservation| reservation.address.addr()).collect();
-                made.record.addresses = Some(PoolAddresses {
-                    directory: share.pool.directory.clone(),
-                    addresses,
-                    cool_down: share.pool.cool_down.as_secs(),
-                });
-                self.records.write(&made.record, false)?;
+                self.write_down(&mut made.record, &share.pool, chosen)?;
             }
             Ok::<(), Error>(())
         })?;
@@ -101,5 +95,15 @@ impl Engine {
             }
         }
         Ok(())
+    }
+
+    /// Writes into an attachment's record what is about to be reserved for it.
+    pub(super) fn write_down(&self, record: &mut Record, pool: &Pool, chosen: &[Reservation]) -> Result<(), Error> {
+        record.addresses = Some(PoolAddresses {
+            directory: pool.directory.clone(),
+            addresses: chosen.iter().map(|reservation| reservation.address.addr()).collect(),
+            cool_down: pool.cool_down.as_secs(),
+        });
+        self.records.write(record, false)
     }
 }

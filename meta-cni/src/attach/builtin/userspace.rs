@@ -27,6 +27,10 @@ impl Engine {
     ) -> Result<CniResult, Error> {
         let Some(original) = record.vf.clone() else { return Err(Error::Config("no VF is recorded".to_owned())) };
         let attached = attach_userspace(host, pod, &original, &vf.wanted, name).await?;
+        if ipam.probes() {
+            let why = "the VF is bound to a driver for user space";
+            tracing::warn!(network = record.title(), why, "nobody was asked whether the addresses are in use");
+        }
         let addresses = match ipam {
             BuiltinIpam::Executed(kind) => self.execute_ipam(kind, record, list).await?,
             BuiltinIpam::None | BuiltinIpam::Pool { .. } | BuiltinIpam::Static(_) => known,

@@ -69,6 +69,39 @@ impl Node {
     }
 }
 
+/// A plugin that collects by the list it is given, as our host-local does, must not be told a list without them.
+#[test]
+fn gc_of_a_network_leaves_the_addresses_of_living_sandboxes_that_multus_attached() {
+    let node = Node::new();
+    let ours = node.world.drop_in("host-local");
+    assert!(ours.ends_with("host-local"));
+    let mut config = node.secondary.clone();
+    config["cniVersion"] = json!("1.1.0");
+    node.world.definition("net-a", &config);
+    node.world.pod("p", "net-a");
+    let (old, lost, own) = (node.born_under_multus("old"), node.world.netns(), node.world.netns());
+    for (container, netns) in [("lost", &lost), ("own", &own)] {
+        node.world.call("ADD", container, netns, &node.conf).pod("p").ok();
+    }
+    fs::remove_dir_all("/var/lib/cni/meta-cni/sandboxes/lost").unwrap();
+    // One that nobody has.
+    fs::write("/var/lib/cni/networks/net-a/10.10.1.99", "gone\r\nnet1").unwrap();
+    let mut conf = node.conf.clone();
+    conf["cniVersion"] = json!("1.1.0");
+    let listed = ["old", "lost", "own"].map(|container| json!({"containerID": container, "ifname": "eth0"}));
+    conf["cni.dev/valid-attachments"] = json!(listed);
+    let recorder = crate::harness::Recorder::install(&node.world.bin, &["bridge"]);
+    // The reference macvlan does not hand GC on to its IPAM plugin: this one does.
+    recorder.behave("bridge", "GC", "exit 0");
+    fs::remove_file(node.world.bin.join("macvlan")).unwrap();
+    fs::write(node.world.bin.join("macvlan"), format!("#!/bin/sh\nexec {}\n", ours.display())).unwrap();
+    fs::set_permissions(node.world.bin.join("macvlan"), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    node.world.call("GC", "", "", &conf).ok();
+    let held = ["old", "lost", "own", "gone"].map(|container| node.of(container, "net-a"));
+    assert_eq!(held, [2, 1, 1, 0]);
+    drop((old, lost, own));
+}
+
 fn path(container: &str) -> std::path::PathBuf {
     Path::new(DIRECTORY).join(container)
 }

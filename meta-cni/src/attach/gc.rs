@@ -2,18 +2,24 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use ipam::Store;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{
-    Engine, configured,
+    Engine,
+    builtin::LOCK_PATIENCE,
+    configured,
     del::is_owed,
     lock::SandboxLock,
+    multus::PRIMARY_INTERFACE,
+    pools,
     record::{Call, Entry, Record},
 };
 use crate::{
     cni::{Error, PluginList, chain},
     face::Face,
+    node::multus::MultusFiles,
 };
 
 /// An attachment as the runtime lists it.
@@ -23,6 +29,31 @@ struct Valid {
     container: String,
     #[serde(rename = "ifname")]
     if_name: String,
+}
+
+impl Valid {
+    fn to_json(&self) -> Value {
+        json!({"containerID": self.container, "ifname": self.if_name})
+    }
+}
+
+/// Attachments to a network that no record of ours tells of: made before we came, or their records are lost. By the leases
+/// of the containers that the runtime lists, and by Multus' files.
+fn unrecorded(list: &PluginList, living: &Living) -> Result<Vec<Valid>, Error> {
+    let mut found = Vec::new();
+    for pool in pools::of_network(list) {
+        let leases = Store::new(pool, LOCK_PATIENCE).leases()?;
+        let named = leases.into_iter().filter_map(|lease| lease.container.zip(lease.interface));
+        found.extend(named.filter(|(container, _)| living.lists(container)));
+    }
+    // What is left of them by now was not collected.
+    let files = MultusFiles::of_node();
+    for container in files.containers()? {
+        let left = files.left(&container, PRIMARY_INTERFACE)?;
+        let delegates = left.into_iter().flat_map(|left| left.delegates);
+        found.extend(delegates.map(|delegate| (container.clone(), delegate.interface)));
+    }
+    Ok(found.into_iter().map(|(container, if_name)| Valid { container, if_name }).collect())
 }
 
 /// What the runtime says that lives.
@@ -83,7 +114,7 @@ impl Engine {
         match self.face {
             Face::Meta => {
                 errors.extend(self.collect_sandboxes_of_multus(&living).await);
-                errors.extend(self.gc_of_plugins(&listed, &survivors).await);
+                errors.extend(self.gc_of_plugins(&listed, &living, &survivors).await);
             }
             Face::Sriov => {
                 if let Some(valid) = &living.valid {
@@ -148,7 +179,7 @@ impl Engine {
 
     /// Hands the list on: to the primary's chain as it is, to other executed networks the list of their own survivors.
     /// A network that shares its name with the primary shares its state, too, and must not be told a list without it.
-    async fn gc_of_plugins(&self, listed: &Value, survivors: &[Record]) -> Vec<Error> {
+    async fn gc_of_plugins(&self, listed: &Value, living: &Living, survivors: &[Record]) -> Vec<Error> {
         let mut errors = Vec::new();
         let primary_name = match configured::networks(&self.settings, &self.cluster).await {
             Ok(networks) => {
@@ -163,16 +194,28 @@ impl Engine {
                 return errors;
             }
         };
-        let mut networks: BTreeMap<String, (PluginList, Vec<Value>)> = BTreeMap::new();
-        for record in survivors.iter().filter(|record| !record.primary) {
-            let Ok(list) = self.records.conf(record) else { continue };
-            let attachment = json!({"containerID": record.call.container, "ifname": record.interface});
-            networks.entry(list.name.clone()).or_insert_with(|| (list, Vec::new())).1.push(attachment);
+        if listed.is_null() {
+            return errors;
         }
-        for (name, (list, attachments)) in networks {
+        let mut networks: BTreeMap<String, (PluginList, BTreeSet<Valid>)> = BTreeMap::new();
+        // A primary that a pod chose is one more network of this conf; that of another conf is not ours to collect.
+        for record in survivors.iter().filter(|record| !record.primary || record.call.conf == living.conf) {
+            let Ok(list) = self.records.conf(record) else { continue };
+            let attachment = Valid { container: record.call.container.clone(), if_name: record.interface.clone() };
+            networks.entry(list.name.clone()).or_insert_with(|| (list, BTreeSet::new())).1.insert(attachment);
+        }
+        for (name, (list, mut attachments)) in networks {
             if name == primary_name || self.is_builtin_list(&list) {
                 continue;
             }
+            match unrecorded(&list, living) {
+                Ok(more) => attachments.extend(more),
+                Err(error) => {
+                    errors.push(error.of_network(name));
+                    continue;
+                }
+            }
+            let attachments: Vec<Value> = attachments.iter().map(Valid::to_json).collect();
             let scene = self.bare_scene("", self.invocation.args.clone());
             errors.extend(
                 chain::gc(&list, &Value::Array(attachments), &scene).await.err().map(|error| error.of_network(name)),

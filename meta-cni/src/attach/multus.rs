@@ -13,7 +13,7 @@ use crate::{
 use sriov::SriovCni;
 
 /// The primary interface of every sandbox of Kubernetes.
-const PRIMARY_INTERFACE: &str = "eth0";
+pub(super) const PRIMARY_INTERFACE: &str = "eth0";
 
 impl Engine {
     /// DEL of a sandbox of which we have no record.

@@ -421,6 +421,31 @@ fn what_is_held_back_and_what_the_index_says_in_vain_is_shown() {
 }
 
 #[test]
+fn who_cannot_look_into_namespaces_takes_nobody_for_dead() {
+    let node = Node::new();
+    node.kill_q();
+    plant("net-a", "10.10.1.53", "bare\r\neth0");
+    stranger(&node.world, "eth7", "10.10.1.53/24");
+    let run = |line: &str| {
+        let words = ["--pid", "--fork", "--mount-proc", "setpriv", "--bounding-set", "-sys_admin"];
+        let output =
+            Command::new("unshare").args(words).arg(env!("CARGO_BIN_EXE_meta-cni")).args(line.split(' ')).output();
+        let output = output.unwrap();
+        (output.status.code(), String::from_utf8([output.stdout, output.stderr].concat()).unwrap())
+    };
+    let (_, text) = run("ipam list --network net-a");
+    let note = "note: a namespace cannot be looked at, so nobody is taken for dead: any: none can be entered";
+    assert!(text.starts_with("1 pool, 3 leases (1 live, 2 unknown)\n") && text.contains(note), "{text}");
+    for address in ["10.10.1.3", "10.10.1.53"] {
+        let (code, text) = run(&format!("ipam release {address}"));
+        assert!(code == Some(1) && text.contains("may be in use: any: none can be entered"), "{text}");
+    }
+    assert_eq!(node.world.leases("net-a"), ["10.10.1.2", "10.10.1.3", "10.10.1.53"]);
+    let (code, text) = run("ipam verify");
+    assert!(code == Some(1) && text.contains("node: unreadable-namespace: "), "{text}");
+}
+
+#[test]
 fn all_namespaces_are_looked_at_once_however_many_leases_there_are() {
     let node = Node::new();
     let entered = || {

@@ -43,6 +43,8 @@ impl Recorder {
     pub fn install(bin: &Path, names: &[&str]) -> Self {
         for name in names {
             let path = bin.join(name);
+            // A link to a plugin of the bed would be written through.
+            let _ = fs::remove_file(&path);
             fs::write(&path, SCRIPT).expect("write a recording plugin");
             fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("make it executable");
         }

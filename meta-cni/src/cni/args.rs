@@ -19,7 +19,7 @@ impl CniArgs {
         for part in text.split(';').filter(|part| !part.is_empty()) {
             match part.split_once('=') {
                 Some((key, value)) if !value.contains('=') => pairs.push((key.to_owned(), value.to_owned())),
-                _ => return Err(Error::Environment(format!("ARGS: invalid pair \"{part}\" in CNI_ARGS"))),
+                _ => return Err(Error::Environment(format!("ARGS: invalid pair \"{part}\""))),
             }
         }
         Ok(Self(pairs))

@@ -43,7 +43,7 @@ impl ProcessWords {
 fn add_words(text: &str, words: &mut HashSet<String>) {
     let is_mark = |c: char| matches!(c, '-' | '_' | '.');
     for long in text.split(|c: char| !c.is_alphanumeric() && !is_mark(c)).filter(|word| !word.is_empty()) {
-        words.extend(long.split(is_mark).map(str::to_owned));
+        words.extend(long.split(is_mark).filter(|word| !word.is_empty()).map(str::to_owned));
         words.insert(long.to_owned());
     }
 }

@@ -196,7 +196,8 @@ impl Pass {
         }
         let looks_everywhere = self.removed.is_empty() && self.error.is_none() && !is_all;
         if looks_everywhere {
-            // Also in the place of those that we know.
+            // Also in the place of those that we know, which are met again.
+            self.kept.clear();
             self.remove_all_of(held, owner)?;
         }
         if self.error.is_some() {

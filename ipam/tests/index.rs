@@ -117,6 +117,17 @@ fn what_another_program_did_since_is_found_out() {
     fs::rename(pool.directory.join("10.0.0.3"), pool.directory.join("10.0.0.99")).unwrap();
     assert_eq!(del(&store, "c2"), ["10.0.0.99"], "an entry that is wrong is as good as none");
     assert_eq!(links(&pool), ["go:eth0=10.0.0.2", "complete"], "every file was read: the index knows them now");
+
+    // What we do after it does not hide it.
+    let theirs = [("10.0.1.8", "go8"), ("10.0.1.9", "go9")];
+    for (address, container) in theirs {
+        plant(&pool, address, &format!("{container}\r\neth0"));
+        add(&pool, "c8").unwrap();
+        del(&store, "c8");
+    }
+    for (address, container) in theirs {
+        assert_eq!(del(&store, container), [address], "made before we did something");
+    }
 }
 
 #[test]

@@ -193,6 +193,14 @@ pub enum Error {
         /// What was written.
         text: String,
     },
+    /// An address that is asked for is none.
+    #[error("{place}: invalid IP address {text}")]
+    BadRequest {
+        /// Where it was written.
+        place: String,
+        /// What was written.
+        text: String,
+    },
     /// A text that is no `ADDRESS/PREFIX`.
     #[error("{place}: invalid CIDR address: {text}")]
     BadCidr {

@@ -185,6 +185,34 @@ impl Pass {
         }
     }
 
+    /// Removes the owner's leases by the index, and in every file only if another program may have made some.
+    pub(crate) fn remove_indexed(&mut self, held: &Held<'_>, owner: &Owner) -> Result<(), Error> {
+        let index = held.index();
+        let found = held.indexed()?;
+        let entry = found.map(|_| index.entry(owner));
+        let is_all = found.is_some_and(Complete::knows_all) && entry != Some(Entry::Many);
+        if let Some(Entry::Addresses(addresses)) = entry {
+            self.remove_known(held, owner, &addresses);
+        }
+        let looks_everywhere = self.removed.is_empty() && self.error.is_none() && !is_all;
+        if looks_everywhere {
+            // Also in the place of those that we know, which are met again.
+            self.kept.clear();
+            self.remove_all_of(held, owner)?;
+        }
+        if self.error.is_some() {
+            return Ok(());
+        }
+        if looks_everywhere && found.is_some() {
+            // All of it was just read. One that cannot be written is not complete, and made again by the next one to need it.
+            drop(index.rebuild(&self.kept));
+        } else {
+            index.drop_entry(owner);
+            found.into_iter().for_each(|before| index.stamp(before));
+        }
+        Ok(())
+    }
+
     /// Looks into every file for the owner's leases, and for those of the old format if there is none.
     pub(crate) fn remove_all_of(&mut self, held: &Held<'_>, owner: &Owner) -> Result<(), Error> {
         let mut old = Vec::new();
@@ -197,6 +225,7 @@ impl Pass {
             old.extend(is_old.then_some((address, path)));
         }
         old.retain(|_| self.removed.is_empty());
+        self.kept.retain(|(kept, _)| old.iter().all(|(address, _)| address != kept));
         for (address, path) in &old {
             self.remove_if(path, *address, |claim| claim.is_of(owner));
         }

@@ -4,7 +4,9 @@
 //! `complete` says that every lease of ours, and every one that was there when the index was made, has its entry.
 //!
 //! Other programs make and remove leases, too. What they removed is found out by verifying; what they made is no
-//! one's here, and a release that finds no entry looks into every file.
+//! one's here. Whether they were there at all is seen by the stamp of the pool's directory: after each change of ours it
+//! gets the index's own time, which the kernel never gives it. While it has that, the index knows every lease; else a
+//! release that finds no entry looks into every file, and the index is made again of what it sees.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
@@ -14,6 +16,7 @@ use std::path::{Path, PathBuf};
 
 use crate::beside;
 use crate::owner::Claim;
+use crate::stamp::Stamp;
 use crate::{Error, Owner, address};
 
 /// The directory of the entries.
@@ -52,6 +55,17 @@ pub(crate) struct Index<'a> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Complete {
     has_old: bool,
+    /// The time that the directory gets after each change of ours; `None` where it cannot have one.
+    stamp: Option<Stamp>,
+    /// Whether it has it: nobody else has changed anything.
+    is_alone: bool,
+}
+
+impl Complete {
+    /// Whether every lease there is has its entry, those that other programs made included.
+    pub(crate) fn knows_all(self) -> bool {
+        self.is_alone && !self.has_old
+    }
 }
 
 impl<'a> Index<'a> {
@@ -63,11 +77,21 @@ impl<'a> Index<'a> {
     /// Whether every lease is known; a directory that took the place of the pool is another pool.
     pub(crate) fn complete(&self) -> Option<Complete> {
         let marker = beside::read(&self.beside.join(COMPLETE))?;
-        let identity = beside::identity(&fs::metadata(self.pool).ok()?);
-        match marker.strip_prefix(&identity)? {
-            "" => Some(Complete { has_old: false }),
-            OLD => Some(Complete { has_old: true }),
-            _ => None,
+        let found = fs::metadata(self.pool).ok()?;
+        let (stamp, has_old) = match marker.strip_suffix(OLD) {
+            Some(rest) => (rest, true),
+            None => (marker.as_str(), false),
+        };
+        let stamp = stamp.strip_prefix(&beside::identity(&found))?.strip_prefix(' ')?;
+        let stamp = Stamp::parse(stamp);
+        Some(Complete { has_old, stamp, is_alone: stamp == Some(Stamp::of(&found)) })
+    }
+
+    /// After a change of ours: says that nobody else has made one, if nobody had before it.
+    pub(crate) fn stamp(&self, before: Complete) {
+        if let Some(stamp) = before.stamp.filter(|_| before.is_alone) {
+            // Without it every file is looked into where it matters.
+            drop(stamp.set(self.pool));
         }
     }
 
@@ -150,9 +174,11 @@ impl<'a> Index<'a> {
         for (name, text) in &texts {
             beside::write(&self.beside, &owners.join(name), text)?;
         }
+        let stamp = Stamp::new().and_then(|stamp| stamp.set(self.pool));
         let identity = beside::identity(&fs::metadata(self.pool)?);
-        beside::write(&self.beside, &marker, &format!("{identity}{}", if has_old { OLD } else { "" }))?;
-        Ok(Complete { has_old })
+        let text = stamp.as_ref().map_or_else(|_| "-".to_owned(), Stamp::to_string);
+        beside::write(&self.beside, &marker, &format!("{identity} {text}{}", if has_old { OLD } else { "" }))?;
+        Ok(Complete { has_old, stamp: stamp.as_ref().ok().copied(), is_alone: stamp.is_ok() })
     }
 
     /// What all entries say: container, interface (empty in the old format) and addresses. One that says more than it can

@@ -37,27 +37,46 @@ pub struct Request<'a> {
 /// `environment` is `IP` of `CNI_ARGS` (empty is none), `args` is `args.cni.ips`, `runtime` is `runtimeConfig.ips`.
 ///
 /// # Errors
-/// [`Error::BadAddress`] with the place.
+/// [`Error::BadRequest`] with the place.
 pub fn requested_addresses(
     environment: Option<&str>,
     args: &[String],
     runtime: &[String],
 ) -> Result<Vec<IpAddr>, Error> {
-    let environment = environment.filter(|text| !text.is_empty()).map(|text| ("CNI_ARGS IP", text));
-    let args = args.iter().map(|text| ("args.cni.ips", text.as_str()));
-    let runtime = runtime.iter().map(|text| ("runtimeConfig.ips", text.as_str()));
+    let environment = environment.filter(|text| !text.is_empty()).map(|text| (Place::Environment, text));
+    let args = args.iter().map(|text| (Place::Args, text.as_str()));
+    let runtime = runtime.iter().map(|text| (Place::Runtime, text.as_str()));
     let mut addresses = Vec::new();
     for (place, text) in environment.into_iter().chain(args).chain(runtime) {
         let address = match text.contains('/') {
             true => Cidr::parse(text).map(|cidr| cidr.address.to_canonical()),
             false => address::parse(text),
         };
-        let address = address.ok_or_else(|| Error::BadAddress { place: place.to_owned(), text: text.to_owned() })?;
+        let address = address.ok_or_else(|| Error::BadRequest { place: place.said_of(text), text: text.to_owned() })?;
         if !addresses.contains(&address) {
             addresses.push(address);
         }
     }
     Ok(addresses)
+}
+
+/// Where an address is asked for.
+#[derive(Clone, Copy)]
+enum Place {
+    Environment,
+    Args,
+    Runtime,
+}
+
+impl Place {
+    /// What stands before an error about a text found there. That of `CNI_ARGS` is host-local's own.
+    fn said_of(self, text: &str) -> String {
+        match self {
+            Place::Environment => format!("ARGS: error parsing value of pair \"IP={text}\""),
+            Place::Args => "args.cni.ips".to_owned(),
+            Place::Runtime => "runtimeConfig.ips".to_owned(),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -74,9 +93,14 @@ mod tests {
 
     #[test]
     fn what_is_no_address_is_refused_by_its_place() {
-        for (text, place) in [("10.0.0.300", "args.cni.ips"), ("", "args.cni.ips"), ("10.0.0.3/40", "args.cni.ips")] {
-            let error = requested_addresses(None, &[text.to_owned()], &[]).unwrap_err();
-            assert_eq!(error.to_string(), format!("{place}: invalid IP address: {text}"));
+        for text in ["10.0.0.300", "", "10.0.0.3/40"] {
+            let list = [text.to_owned()];
+            let error = requested_addresses(None, &list, &[]).unwrap_err();
+            assert_eq!(error.to_string(), format!("args.cni.ips: invalid IP address {text}"));
+            let error = requested_addresses(None, &[], &list).unwrap_err();
+            assert!(matches!(&error, Error::BadRequest { place, .. } if place == "runtimeConfig.ips"), "{error}");
         }
+        let error = requested_addresses(Some("ten"), &[], &[]).unwrap_err();
+        assert_eq!(error.to_string(), "ARGS: error parsing value of pair \"IP=ten\": invalid IP address ten");
     }
 }

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use crate::allocate::{self, Candidates, first_free};
 use crate::held::Held;
+use crate::index::Complete;
 use crate::lease::Unnamed;
 use crate::withheld::Quarantine;
 use crate::{Error, IpRange, Owner, Pool, Prior, RangeSet, Request, Reservation, lease};
@@ -56,6 +57,10 @@ pub(crate) struct Choice<'a> {
     chosen: Vec<(&'a Owner, IpAddr)>,
     /// Owners that have an entry in the index, or are to get one, with what they hold already.
     indexed: Vec<(&'a Owner, Vec<IpAddr>)>,
+    /// The index as it was found, if there is one.
+    before: Option<Complete>,
+    /// Whether a request is kept out of the index.
+    bypasses: bool,
     /// The addresses that have a file; listed when it is first needed.
     names: Option<HashSet<IpAddr>>,
     /// The addresses that were once withheld; listed together with the names.
@@ -70,6 +75,8 @@ impl<'a> Choice<'a> {
             cursors: BTreeMap::new(),
             chosen: Vec::new(),
             indexed: Vec::new(),
+            before: None,
+            bypasses: false,
             names: None,
             once_withheld: HashSet::new(),
             quarantine: Quarantine::of(held.directory),
@@ -104,12 +111,14 @@ impl<'a> Choice<'a> {
 
     /// What the owner holds already. host-local does not look where every address is asked for by name.
     fn own(&mut self, request: &Request<'a>, by_turn: bool) -> Result<Vec<IpAddr>, Error> {
+        self.bypasses |= request.prior != Prior::Indexed;
         let mut own = match request.prior {
             Prior::Unknown if by_turn => self.held.held_by(request.owner)?,
             Prior::Unknown | Prior::NoneKnown => Vec::new(),
             Prior::Indexed => match self.held.indexed()? {
                 Some(complete) => {
                     let found = self.held.held_by_index(complete, request.owner)?;
+                    self.before = Some(complete);
                     self.indexed.push((request.owner, found.clone()));
                     found
                 }
@@ -224,6 +233,9 @@ impl<'a> Choice<'a> {
             if let Err(cause) = lease::create(self.held.directory, *address, owner, prepared.get(made)) {
                 return Err(self.give_back(made, cause));
             }
+        }
+        if let Some(before) = self.before.filter(|_| !self.bypasses) {
+            index.stamp(before);
         }
         Ok(())
     }

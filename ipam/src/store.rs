@@ -8,7 +8,6 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::held::{Held, Pass};
-use crate::index::Entry;
 use crate::owner::{Claim, is_name};
 use crate::withheld::Quarantine;
 use crate::{Error, Owner, Reason, Withheld, lease};
@@ -121,18 +120,7 @@ impl Store {
         let mut pass = Pass::cooling_down(held.directory, self.cool_down);
         match known {
             Known::Addresses(addresses) => pass.remove_known(&held, owner, addresses),
-            Known::Indexed => {
-                if let Some(Entry::Addresses(addresses)) = held.indexed()?.map(|_| held.index().entry(owner)) {
-                    pass.remove_known(&held, owner, &addresses);
-                }
-                if pass.removed.is_empty() && pass.error.is_none() {
-                    // Another program may have made them; also in the place of those that we know.
-                    pass.remove_all_of(&held, owner)?;
-                }
-                if pass.error.is_none() {
-                    held.index().drop_entry(owner);
-                }
-            }
+            Known::Indexed => pass.remove_indexed(&held, owner)?,
             Known::Nothing => pass.remove_all_of(&held, owner)?,
         }
         pass.remove_draft(held.directory);

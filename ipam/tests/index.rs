@@ -55,7 +55,7 @@ fn leases(pool: &Pool) -> Vec<String> {
     pool.store(WAIT).leases().unwrap().iter().map(shown).collect()
 }
 
-/// Every link beside the pool, as `name=target`; what `complete` says besides the directory's identity.
+/// Every link beside the pool, as `name=target`; what `complete` says besides the directory's identity and stamp.
 fn links(pool: &Pool) -> Vec<String> {
     let target = |path: &Path| fs::read_link(path).unwrap().into_os_string().into_string().unwrap();
     let entries = fs::read_dir(beside(pool).join("owners")).unwrap().map(|entry| entry.unwrap().path());
@@ -63,7 +63,7 @@ fn links(pool: &Pool) -> Vec<String> {
         entries.map(|path| format!("{}={}", path.file_name().unwrap().display(), target(&path))).collect();
     links.sort();
     if let Ok(marker) = fs::read_link(beside(pool).join("complete")) {
-        links.push(format!("complete{}", marker.to_str().unwrap().split_once(' ').map_or("", |(_, old)| old)));
+        links.push(format!("complete{}", marker.to_str().unwrap().splitn(3, ' ').nth(2).unwrap_or_default()));
     }
     links
 }
@@ -116,7 +116,18 @@ fn what_another_program_did_since_is_found_out() {
     add(&pool, "c2").unwrap();
     fs::rename(pool.directory.join("10.0.0.3"), pool.directory.join("10.0.0.99")).unwrap();
     assert_eq!(del(&store, "c2"), ["10.0.0.99"], "an entry that is wrong is as good as none");
-    assert_eq!(links(&pool), ["complete"]);
+    assert_eq!(links(&pool), ["go:eth0=10.0.0.2", "complete"], "every file was read: the index knows them now");
+
+    // What we do after it does not hide it.
+    let theirs = [("10.0.1.8", "go8"), ("10.0.1.9", "go9")];
+    for (address, container) in theirs {
+        plant(&pool, address, &format!("{container}\r\neth0"));
+        add(&pool, "c8").unwrap();
+        del(&store, "c8");
+    }
+    for (address, container) in theirs {
+        assert_eq!(del(&store, container), [address], "made before we did something");
+    }
 }
 
 #[test]

@@ -182,6 +182,14 @@ fn an_interface_is_configured_and_reads_back_as_ip_shows_it() {
         let v4 = found.addresses.iter().find(|a| a.net == net("10.1.2.3/24")).unwrap();
         assert_eq!((v4.scope, v4.tentative), (0, false));
         let v6 = found.addresses.iter().find(|a| a.net == net("fd01::3/64")).unwrap();
+        let peer = links.by_name("v1").await.unwrap().unwrap();
+        links.add_address(peer.index, &NewAddress { net: net("10.9.9.9/32"), dad: Dad::AsConfigured }).await.unwrap();
+        let all = links.all_addresses().await.unwrap();
+        let of = |wanted: &str| {
+            all.iter().filter(|(_, a)| a.net == net(wanted)).map(|(index, _)| *index).collect::<Vec<_>>()
+        };
+        assert_eq!((of("10.1.2.3/24"), of("fd01::3/64")), (vec![link.index], vec![link.index]));
+        assert_eq!(of("10.9.9.9/32"), [peer.index], "those of all links, each with its own");
         assert_eq!((v6.tentative, v6.dad_failed), (false, false), "nodad: usable at once");
         let route = |dst: &str| found.routes.iter().find(|r| r.dst == net(dst)).unwrap_or_else(|| panic!("{dst}"));
         assert_eq!(route("10.20.0.0/16").gateway, Some(addr("10.1.2.1")));

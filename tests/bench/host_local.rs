@@ -37,6 +37,12 @@ const LEVELS: [Level; 4] = [
     Level { leases: 50_000, alone: 10, theirs_at_once: 1, ours_at_once: 20 },
 ];
 
+/// What is measured. Runtimes ask for a DEL more than once.
+const KINDS: [&str; 5] = ["ADD", "DEL", "DEL again", "ADD x50", "DEL x50"];
+/// Those that are one call at a time, and those that are 50 at once, with their verbs.
+const ALONE: [(usize, &str); 3] = [(0, "ADD"), (1, "DEL"), (2, "DEL")];
+const TOGETHER: [(usize, &str); 2] = [(3, "ADD"), (4, "DEL")];
+
 #[derive(Clone, Copy)]
 struct Level {
     leases: u32,
@@ -71,8 +77,8 @@ impl Samples {
 struct Side {
     program: PathBuf,
     data: TempDir,
-    /// ADD and DEL alone, ADD and DEL 50 at once.
-    kinds: [Samples; 4],
+    /// As in [`KINDS`].
+    kinds: [Samples; KINDS.len()],
     calls: usize,
 }
 
@@ -116,9 +122,9 @@ impl Side {
         wall
     }
 
-    /// ADD and DEL of so many containers at once; `kind` is where ADD is counted.
-    fn round(&mut self, at_once: usize, kind: usize) {
-        for (kind, verb) in [(kind, "ADD"), (kind + 1, "DEL")] {
+    /// These verbs of so many containers at once.
+    fn round(&mut self, at_once: usize, verbs: &[(usize, &str)]) {
+        for &(kind, verb) in verbs {
             let (side, first, barrier) = (&*self, self.calls, &Barrier::new(at_once));
             let cpu = cpu_of_children();
             let walls: Vec<f64> = match at_once {
@@ -150,18 +156,18 @@ fn cpu_of_children() -> f64 {
 fn measure(level: Level, theirs: &Path, ours: &Path) -> (Side, Side, f64) {
     let (mut reference, mut own) = (Side::new(theirs, level.leases), Side::new(ours, level.leases));
     // Neither program's first call counts; ours makes its index then.
-    reference.round(1, 0);
+    reference.round(1, &ALONE);
     let begun = cpu_of_children();
     own.call("ADD", usize::MAX);
     let first_call = cpu_of_children() - begun;
     own.call("DEL", usize::MAX);
     reference.kinds = Default::default();
     for _ in 0..level.alone {
-        reference.round(1, 0);
-        own.round(1, 0);
+        reference.round(1, &ALONE);
+        own.round(1, &ALONE);
     }
-    (0..level.theirs_at_once).for_each(|_| reference.round(AT_ONCE, 2));
-    (0..level.ours_at_once).for_each(|_| own.round(AT_ONCE, 2));
+    (0..level.theirs_at_once).for_each(|_| reference.round(AT_ONCE, &TOGETHER));
+    (0..level.ours_at_once).for_each(|_| own.round(AT_ONCE, &TOGETHER));
     (reference, own, first_call)
 }
 
@@ -194,7 +200,7 @@ fn main() {
             ..level
         };
         let (reference, own, first_call) = measure(level, &theirs, &ours);
-        for (kind, name) in ["ADD", "DEL", "ADD x50", "DEL x50"].iter().enumerate() {
+        for (kind, name) in KINDS.iter().enumerate() {
             let (ref_, own) = (&reference.kinds[kind], &own.kinds[kind]);
             let three = |ref_: f64, own: f64| format!("{ref_:.2} {own:.2} x{:.1}", ref_ / own);
             println!(
@@ -216,13 +222,14 @@ fn print_aims(all: &[(u32, Side, Side, f64)]) {
     let (Some(least), Some(most)) = (all.first(), all.last()) else { return };
     let cheaper = |side: &(u32, Side, Side, f64), kind: usize| side.1.kinds[kind].cpu() / side.2.kinds[kind].cpu();
     let lowest = |sides: &[(u32, Side, Side, f64)]| {
-        sides.iter().flat_map(|side| (0..4).map(|kind| cheaper(side, kind))).fold(f64::INFINITY, f64::min)
+        sides.iter().flat_map(|side| (0..KINDS.len()).map(|kind| cheaper(side, kind))).fold(f64::INFINITY, f64::min)
     };
     println!("\nCPU, the least ratio at {} leases (aim: 100): x{:.0}", most.0, lowest(std::slice::from_ref(most)));
     println!("CPU, the least ratio of all (aim: at least 1): x{:.2}", lowest(all));
-    let grown = (0..2).map(|kind| most.2.kinds[kind].cpu() / least.2.kinds[kind].cpu()).fold(0.0, f64::max);
+    let grown = ALONE.iter().map(|&(kind, _)| most.2.kinds[kind].cpu() / least.2.kinds[kind].cpu()).fold(0.0, f64::max);
     println!("ours at {} leases to ours at {} (aim: flat): x{grown:.2}", most.0, least.0);
-    let p99 = all.iter().flat_map(|side| &side.2.kinds[2..]).map(|samples| samples.wall(0.99)).fold(0.0, f64::max);
+    let together = |side: &(u32, Side, Side, f64)| TOGETHER.map(|(kind, _)| side.2.kinds[kind].wall(0.99));
+    let p99 = all.iter().flat_map(together).fold(0.0, f64::max);
     println!("ours, 50 at once, the highest p99 (aim: 50 ms): {p99:.1} ms");
     for (leases, _, _, first) in all {
         println!("ours, the first call on a pool of {leases} leases, which makes the index: {first:.1} ms of CPU");

@@ -28,6 +28,7 @@ mod ownership;
 mod pods;
 mod probe;
 mod random;
+mod ranges;
 mod refusals;
 mod reservations;
 mod takeover;

@@ -163,6 +163,7 @@ impl Tracee {
             libc::SYS_rmdir => point("rmdir", self.text(a), false),
             libc::SYS_symlink => point("symlink", self.text(b), false),
             libc::SYS_symlinkat => point("symlinkat", self.text(c), false),
+            libc::SYS_utimensat => point("utimensat", self.text(b), false),
             libc::SYS_chmod => point("chmod", self.text(a), false),
             libc::SYS_fchmod => point("fchmod", self.file(a), false),
             libc::SYS_fsync | libc::SYS_fdatasync => point("fsync", self.file(a), false),

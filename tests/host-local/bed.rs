@@ -69,10 +69,14 @@ pub struct Bed {
 
 impl Bed {
     /// An empty data directory for this `ipam` object. What is called from this thread on has a /run of its own, in which
-    /// nothing is noted yet.
+    /// it is noted that the pools of this boot are listed, and this one not: no lease in it is an earlier boot's.
     pub fn new(ipam: &Value) -> Self {
         OWN_RUN.with(|()| ());
         let _ = fs::remove_dir_all("/run/meta-cni");
+        let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+        let listed = Path::new("/run/meta-cni/boot").join(boot_id.trim());
+        fs::create_dir_all(&listed).unwrap();
+        fs::write(listed.join("listed"), "").unwrap();
         let data = tempfile::tempdir().unwrap();
         let mut ipam = ipam.clone();
         ipam["type"] = json!("host-local");

@@ -10,8 +10,10 @@ use serde_json::{Value, json};
 
 use crate::{
     bed::{Bed, ours, theirs},
-    harness::{World, ip_in, names},
+    harness::{World, ip_in},
 };
+
+mod releasing;
 
 const POOLS: &str = "/var/lib/cni/networks";
 
@@ -241,66 +243,6 @@ fn a_range_that_two_networks_use_is_told_apart_by_the_records() {
     );
     assert_eq!(node.world.leases("net-a"), ["10.10.1.3"]);
     assert_eq!(node.world.leases("net-b"), ["10.10.1.2"]);
-}
-
-#[test]
-fn only_an_address_without_a_living_holder_is_given_back() {
-    let node = Node::new();
-    let netns = &node.netns[0];
-    let (code, text) = said("ipam release 10.10.1.2");
-    let who = format!("pod default/p, container c1, interface net1, on net1 in {netns}");
-    let expected =
-        format!("meta-cni: 10.10.1.2 of net-a is in use: {who}; delete the pod, and its DEL gives the address back\n");
-    assert_eq!((code, text), (1, expected));
-    plant("net-a", "10.10.1.51", "kept for the printer");
-    let (code, text) = said("ipam release 10.10.1.51");
-    assert!(code == 1 && text.contains("taken by somebody who is no CNI program (\"kept for the printer\")"), "{text}");
-    plant("net-a", "10.10.1.3", "other\r\nnet1");
-    let (code, text) = said("ipam release 10.10.1.3");
-    let who =
-        "in use: container other, interface net1, and by our records pod default/q, container c2 as net1, on net1 in";
-    assert!(code == 1 && text.contains(who), "{text}");
-    plant("net-a", "10.10.1.3", "c2\r\nnet1");
-    let (code, text) = said("ipam release 10.10.1.99");
-    assert_eq!((code, text.as_str()), (1, "meta-cni: no pool has a lease of 10.10.1.99\n"));
-    let (code, text) = said("ipam release 10.10.1.300");
-    assert!(code == 2 && text.starts_with("meta-cni: \"10.10.1.300\" is no IP address"), "{text}");
-    assert_eq!(node.world.leases("net-a"), ["10.10.1.2", "10.10.1.3", "10.10.1.51"]);
-
-    node.kill_q();
-    plant("net-a", "10.10.1.50", "");
-    let (code, report) = json_of("ipam release 10.10.1.3 -o json");
-    let expected = json!({"network": "net-a", "directory": "/var/lib/cni/networks/net-a", "address": "10.10.1.3",
-                          "state": "dead", "container": "c2", "interface": "net1"});
-    assert_eq!((code, report), (0, expected));
-    assert_eq!(said("ipam release 10.10.1.50").0, 0);
-    assert_eq!(node.world.leases("net-a"), ["10.10.1.2", "10.10.1.51"]);
-    // The DEL that comes late has nothing to say about who has it then.
-    plant("net-a", "10.10.1.3", "c9\r\nnet1");
-    node.world.call("DEL", "c2", "", &node.conf).pod("q").ok();
-    assert_eq!(node.world.leases("net-a"), ["10.10.1.2", "10.10.1.3", "10.10.1.51"]);
-}
-
-#[test]
-fn an_address_of_the_primary_is_given_back_by_its_own_plugins() {
-    let world = World::new();
-    let primary = world.flannel_primary();
-    let node = Node::with_primary(world, &primary);
-    assert_eq!(node.world.leases("cbr0"), ["10.244.7.2", "10.244.7.3"]);
-    let (_, listing) = json_of("ipam list --network cbr0 -o json");
-    assert_eq!(listing["pools"][0]["free"], 251, "Flannel's files say the range: {listing}");
-    node.kill_q();
-    fs::rename("/etc/cni/net.d", "/etc/cni/other.d").unwrap();
-    let (code, text) = said("ipam release 10.244.7.3");
-    let refusal = "10.244.7.3 of cbr0 is the primary network's, whose own plugins have to give it back";
-    assert!(code == 1 && text.contains(refusal) && text.contains("--net-dir"), "{text}");
-    let (code, text) = said("ipam release 10.244.7.3 --net-dir /etc/cni/other.d");
-    let freed = "10.244.7.3 of cbr0 is free; it was held for container c2 eth0 (dead)\n";
-    assert_eq!((code, text.as_str()), (0, freed));
-    assert_eq!(node.world.leases("cbr0"), ["10.244.7.2"]);
-    assert_eq!(names("/var/lib/cni/flannel"), ["c1"], "Flannel's own file is gone, too");
-    assert_eq!(node.world.records("c2"), Vec::<String>::new(), "all that the container had is undone");
-    assert_eq!(node.world.leases("net-a"), ["10.10.1.2"]);
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fs};
 
 use serde_json::json;
 
-use crate::bed::{Bed, answer, ours};
+use crate::bed::{Bed, answer, ours, theirs};
 
 /// Runs a call under strace and gives its system calls, those of its start left out: all from the opening of the lock on.
 fn calls(bed: &Bed, verb: &str, container: &str) -> Vec<String> {
@@ -98,5 +98,43 @@ fn all_range_sets_are_served_under_one_lock() {
     for verb in ["ADD", "DEL"] {
         let made = calls(&bed, verb, "c1");
         assert_eq!(count(&made, "flock(", ""), 1, "{verb}: {made:#?}");
+    }
+}
+
+/// Runtimes ask for a DEL more than once, and for some pods before there was an ADD.
+#[test]
+fn a_del_of_somebody_unknown_looks_into_every_file_only_after_another_program_made_a_change() {
+    let bed = half_full(300);
+    let looks = |container: &str| {
+        let calls = calls(&bed, "DEL", container);
+        (count(&calls, "open", "/net-a/10.0."), count(&calls, "getdents", ""))
+    };
+    bed.call(ours(), "ADD", "c1").ok();
+    assert_eq!(looks("c1"), (1, 0));
+    for container in ["c1", "c1", "never-added"] {
+        assert_eq!(looks(container), (0, 0), "{container}");
+    }
+    for verb in ["ADD", "DEL"] {
+        bed.call(theirs(), verb, "c2").ok();
+        let (files, listings) = looks("never-added");
+        assert!(files >= 300 && listings > 0, "after {verb} of the other program: {files}, {listings}");
+        assert_eq!(looks("never-added"), (0, 0), "after {verb} of the other program, a second time");
+        bed.call(ours(), "ADD", "c3").ok();
+        bed.call(ours(), "DEL", "c3").ok();
+        assert_eq!(looks("never-added"), (0, 0), "after {verb} of the other program and calls of ours");
+    }
+    // What the other program gave is known by now.
+    bed.call(theirs(), "ADD", "c2").ok();
+    looks("never-added");
+    assert_eq!(looks("c2"), (1, 0));
+    // Nobody is missed: neither a lease that the other program made just now, nor a file that somebody put there.
+    bed.call(ours(), "ADD", "c4").ok();
+    bed.call(theirs(), "ADD", "c5").ok();
+    bed.call(ours(), "DEL", "c4").ok();
+    bed.plant("10.0.200.1", "c6\r\neth0");
+    for container in ["c5", "c6"] {
+        bed.call(ours(), "DEL", container).ok();
+        let content = format!("{container}\r\neth0");
+        assert!(!bed.leases().into_values().any(|found| found == content), "{container} still has its address");
     }
 }

@@ -13,7 +13,7 @@ use sandbox::{Links, Netns, NetnsId, Rtnl};
 
 use super::{
     pools,
-    record::{Call, Entry, Record, Records, Stage},
+    record::{Entry, Record, Records, Stage},
 };
 use crate::{
     cluster::PodName,
@@ -39,8 +39,6 @@ pub struct Claim {
     pub container: String,
     /// The interface in the sandbox.
     pub interface: String,
-    /// The network as network-status names it.
-    pub network: String,
     /// The pod, if the runtime named one.
     pub pod: Option<PodName>,
     /// Whether it is the primary network.
@@ -53,8 +51,6 @@ pub struct Claim {
     pub addresses: Vec<IpAddr>,
     /// How far the attachment is.
     pub stage: Stage,
-    /// The conf of its call, and the runtime's name of the interface.
-    pub call: Call,
     /// Where its namespace was when it was made.
     pub netns: String,
     /// Which namespace that was.
@@ -156,6 +152,10 @@ impl Evidence {
                 found.unreadable.push(format!("{}: {error}", id.path.display()));
             }
             seen.insert((id.dev, id.inode), id.cookie);
+        }
+        if seen.is_empty() {
+            // Not even our own: root without its capabilities, say in a container.
+            found.unreadable.push("any: none can be entered (that takes CAP_SYS_ADMIN)".to_owned());
         }
         for claim in &mut found.claims {
             if claim.life == Life::Unclear {
@@ -319,13 +319,11 @@ impl Claim {
                 Some(pool) => BTreeSet::from([pool.directory]),
                 None => list.map(pools::of_network).unwrap_or_default(),
             },
-            container: record.call.container.clone(),
+            container: record.call.container,
             interface: record.interface,
-            network: record.network,
             pod: record.pod,
             primary: record.primary,
             stage: record.stage,
-            call: record.call,
             netns: record.netns,
             netns_id: record.netns_id,
             life: if record.boot_id == boot_id { Life::Unclear } else { Life::Gone },

@@ -42,7 +42,7 @@ const COMMANDS: &[Command] = &[
         operands: &["ADDRESS"],
         about: "give back an address whose holder is gone",
         details: ipam::RELEASE_DETAILS,
-        options: &[&NETWORK, &DATA_DIR, &NET_DIR, &OUTPUT],
+        options: &[&NETWORK, &DATA_DIR, &NET_DIR, &BIN_DIR, &OUTPUT],
         action: Action::Ipam(ipam::Verb::Release),
     },
     Command {
@@ -80,6 +80,12 @@ const NET_DIR: Flag = Flag {
     letter: None,
     value: Some("DIR"),
     about: "where the runtime's configurations are, ours among them; /etc/cni/net.d by default",
+};
+const BIN_DIR: Flag = Flag {
+    name: "bin-dir",
+    letter: None,
+    value: Some("DIR"),
+    about: "where plugins are that have to be run, besides binDir of our configuration; /opt/cni/bin without one",
 };
 const OUTPUT: Flag =
     Flag { name: "output", letter: Some('o'), value: Some("FORM"), about: "table (the default) or json" };

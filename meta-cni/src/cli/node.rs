@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 
 use ipam::RawIpam;
 
-use super::{Arguments, NET_DIR};
+use super::{Arguments, BIN_DIR, NET_DIR};
 use crate::{
-    attach::{Engine, record::Records},
+    attach::{Engine, pools, record::Records},
     cni::{CniArgs, Command, Error, Invocation, Object, PluginList, files_in},
     face::Face,
     log,
@@ -25,6 +25,8 @@ const EXTENSIONS: [&str; 3] = ["conf", "conflist", "json"];
 pub(super) struct Node {
     /// The directory that was looked into.
     pub(super) net_dir: PathBuf,
+    /// Where plugins are, besides the usual place.
+    bin_dir: Option<PathBuf>,
     /// Configurations of the meta plugin, each with the name of its list. The runtime's is the first.
     pub(super) confs: Vec<Object>,
 }
@@ -35,7 +37,7 @@ impl Node {
         let net_dir = arguments.path(NET_DIR.name).unwrap_or_else(|| NET_D.into());
         let files = files_in(&net_dir, &EXTENSIONS);
         let confs = files.iter().flat_map(|file| confs_of(file)).collect();
-        Self { net_dir, confs }
+        Self { net_dir, bin_dir: arguments.path(BIN_DIR.name), confs }
     }
 
     /// What our configurations say, the runtime's first; if there is none, the defaults.
@@ -73,13 +75,14 @@ impl Node {
         lists
     }
 
-    /// The engine as the runtime's configuration sets it up; none if there is no such configuration.
+    /// The engine as the runtime's configuration sets it up. Where we are not the runtime's plugin, but a drop-in at most,
+    /// it is one for the network whose pool this is, if the runtime attaches that by itself. Else there is none.
     ///
     /// # Errors
     /// As [`Settings::read`] and [`Engine::new`].
-    pub(super) fn engine(&self) -> Result<Option<Engine>, Error> {
-        let Some(conf) = self.confs.first() else { return Ok(None) };
-        let settings = Settings::read(conf)?;
+    pub(super) fn engine(&self, pool: &Path) -> Result<Option<Engine>, Error> {
+        let Some(conf) = self.confs.first().cloned().or_else(|| self.conf_for(pool)) else { return Ok(None) };
+        let settings = Settings::read(&conf)?;
         log::start_at_best(&settings);
         let invocation = Invocation {
             command: Command::Gc,
@@ -87,10 +90,23 @@ impl Node {
             netns: String::new(),
             if_name: String::new(),
             args: CniArgs::default(),
-            path: Vec::new(),
-            conf: conf.clone(),
+            path: self.bin_dir.iter().cloned().collect(),
+            conf,
         };
         Engine::new(Face::Meta, invocation, settings).map(Some)
+    }
+
+    /// A configuration of ours that leads to the network of a pool.
+    fn conf_for(&self, pool: &Path) -> Option<Object> {
+        let is_its = |file: &PathBuf| {
+            PluginList::from_file(file)
+                .is_ok_and(|list| pools::is_used_by(&list) && pools::of_network(&list).contains(pool))
+        };
+        let file = files_in(&self.net_dir, &EXTENSIONS).into_iter().find(is_its)?;
+        let mut conf = Object::default();
+        conf.set("name", "meta-cni");
+        conf.set("clusterNetwork", &file);
+        Some(conf)
     }
 
     /// What the pool of a network has to know of the node.

@@ -19,7 +19,7 @@ impl CniArgs {
         for part in text.split(';').filter(|part| !part.is_empty()) {
             match part.split_once('=') {
                 Some((key, value)) if !value.contains('=') => pairs.push((key.to_owned(), value.to_owned())),
-                _ => return Err(Error::Environment(format!("ARGS: invalid pair \"{part}\" in CNI_ARGS"))),
+                _ => return Err(Error::Environment(format!("ARGS: invalid pair \"{part}\""))),
             }
         }
         Ok(Self(pairs))
@@ -34,15 +34,21 @@ impl CniArgs {
     /// Refuses keys that a plugin does not know, unless `IgnoreUnknown` is set.
     ///
     /// # Errors
-    /// [`Error::Environment`] with the words of libcni's `LoadArgs`.
+    /// [`Error::Environment`] with the words of libcni's `LoadArgs`; a value of `IgnoreUnknown` that is neither true nor
+    /// false is one, too.
     pub fn refuse_unknown(&self, known: &[&str]) -> Result<(), Error> {
         let is_known = |key: &str| key == IGNORE_UNKNOWN || known.contains(&key);
         let unknown: Vec<String> =
             self.0.iter().filter(|(key, _)| !is_known(key)).map(|(key, value)| format!("\"{key}={value}\"")).collect();
-        if unknown.is_empty() || matches!(self.get(IGNORE_UNKNOWN), "1" | "true") {
-            return Ok(());
+        let ignore = self.get(IGNORE_UNKNOWN);
+        match ignore.to_ascii_lowercase().as_str() {
+            "1" | "true" => Ok(()),
+            "0" | "false" | "" if unknown.is_empty() => Ok(()),
+            "0" | "false" | "" => Err(Error::Environment(format!("ARGS: unknown args [{}]", unknown.join(" ")))),
+            _ => Err(Error::Environment(format!(
+                "ARGS: error parsing value of pair \"{IGNORE_UNKNOWN}={ignore}\": boolean unmarshal error: invalid input {ignore}"
+            ))),
         }
-        Err(Error::Environment(format!("ARGS: unknown args [{}]", unknown.join(" "))))
     }
 
     /// The same arguments with one more pair; an existing one of that key is replaced.
@@ -84,13 +90,14 @@ mod tests {
     #[test]
     fn unknown_keys_are_refused_unless_they_are_to_be_ignored() {
         let refused = |text: &str| CniArgs::parse(text).unwrap().refuse_unknown(&["IP"]).err().map(|e| e.to_string());
-        for text in ["", "IP=10.0.0.1", "IP=10.0.0.1;A=b;IgnoreUnknown=1", "IgnoreUnknown=true;A=b", "IgnoreUnknown=0"]
+        for text in ["", "IP=10.0.0.1", "IP=10.0.0.1;A=b;IgnoreUnknown=1", "IgnoreUnknown=True;A=b", "IgnoreUnknown=0"]
         {
             assert_eq!(refused(text), None, "{text}");
         }
         let words = Some(r#"ARGS: unknown args ["A=b" "ip=c"]"#);
         assert_eq!(refused("A=b;IgnoreUnknown=0;ip=c").as_deref(), words);
         assert_eq!(refused("A=b;ip=c").as_deref(), words);
+        assert!(refused("IgnoreUnknown=maybe").unwrap().ends_with("boolean unmarshal error: invalid input maybe"));
     }
 
     #[test]

@@ -312,6 +312,7 @@ fn address_code(error: &ipam::Error) -> u32 {
         | E::StartOutside { .. }
         | E::EndOutside { .. }
         | E::BadAddress { .. }
+        | E::BadRequest { .. }
         | E::BadCidr { .. }
         | E::StaticAddress { .. }
         | E::StaticEnvironment { .. }

@@ -1,7 +1,6 @@
 //! host-local's terms in CNI's: what a configuration says beside its `ipam` object, and what a result says of a pool.
 
 use ipam::{Pool, Reservation};
-use serde_json::{Map, Value};
 
 use super::{Dns, Error, Ip, Object, Route, SpecVersion};
 
@@ -10,13 +9,10 @@ use super::{Dns, Error, Ip, Object, Route, SpecVersion};
 /// # Errors
 /// [`Error::Config`] if that is no list of texts.
 pub fn ips_of_args(conf: &Object) -> Result<Vec<String>, Error> {
-    let args = conf.get::<Map<String, Value>>("args")?.unwrap_or_default();
-    match args.get("cni").and_then(|cni| cni.get("ips")) {
-        None | Some(Value::Null) => Ok(Vec::new()),
-        Some(ips) => {
-            serde_json::from_value(ips.clone()).map_err(|problem| Error::Config(format!("args.cni.ips: {problem}")))
-        }
-    }
+    let args: Object = conf.get("args")?.unwrap_or_default();
+    let placed = |place: &'static str| move |error: Error| Error::Config(format!("{place}: {error}"));
+    let cni: Object = args.get("cni").map_err(placed("args"))?.unwrap_or_default();
+    Ok(cni.get("ips").map_err(placed("args.cni"))?.unwrap_or_default())
 }
 
 /// The key of `args.cni` by which a claim's name reaches the plugins.
@@ -27,10 +23,11 @@ pub const IPAM_CLAIM: &str = "ipam-claim-reference";
 /// # Errors
 /// [`Error::Unsupported`] naming claim and IPAM.
 pub fn refuse_claim(conf: &Object, kind: &str) -> Result<(), Error> {
-    let args = conf.get::<Map<String, Value>>("args")?.unwrap_or_default();
-    match args.get("cni").and_then(|cni| cni.get(IPAM_CLAIM)).and_then(Value::as_str) {
-        None | Some("") => Ok(()),
-        Some(claim) => Err(Error::Unsupported(format!(
+    let args: Object = conf.get("args")?.unwrap_or_default();
+    let cni: Object = args.get("cni")?.unwrap_or_default();
+    match cni.text(IPAM_CLAIM)?.as_str() {
+        "" => Ok(()),
+        claim => Err(Error::Unsupported(format!(
             "{IPAM_CLAIM} \"{claim}\": the built-in {kind} keeps no claims, the address would not outlast the pod: use an \
              IPAM plugin that does, or take the field out of the pod's annotation"
         ))),

@@ -55,14 +55,18 @@ impl Rtnl {
         &self.netns
     }
 
-    /// Waits until an event since the last call of [`Links::link_event`] tells that the link has a carrier.
+    /// Waits until the events since the last call of [`Links::link_event`] tell that the link has a carrier. Of several
+    /// that are there already the last one counts: a carrier that came may be gone again.
     pub(crate) async fn carrier_event(&self, index: u32) -> Result<(), Error> {
         let mut events = self.events.lock().await;
         while let Some((stream, _)) = events.as_mut() {
-            match stream.next().await {
-                Some(Some((of, true))) if of == index => return Ok(()),
-                Some(_) => {}
-                None => break,
+            let Some(first) = stream.next().await else { break };
+            let mut carrier = first == Some((index, true));
+            while let Some(Some(next)) = stream.next().now_or_never() {
+                carrier = next.filter(|(of, _)| *of == index).map_or(carrier, |(_, carrier)| carrier);
+            }
+            if carrier {
+                return Ok(());
             }
         }
         Err(self.events_ended())

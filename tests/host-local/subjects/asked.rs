@@ -70,33 +70,19 @@ fn two_addresses_asked_for_of_one_set() {
 
 #[test]
 fn no_address_is_no_address() {
-    let ipam = json!({"subnet": "10.0.0.0/24"});
-    for asked in [
-        args(&["10.0.0.07"]),
-        args(&["10.0.0"]),
-        args(&["10.0.0.7/33"]),
-        args(&["fe80::1%eth0"]),
-        args(&[""]),
-        runtime(&["10.0.0.256"]),
-        environment("IP=ten"),
-    ] {
-        for version in VERSIONS {
-            for program in [theirs(), ours()] {
-                let bed = Bed::new(&ipam);
-                let mut conf = bed.conf(version);
-                conf["args"] = json!({"cni": {"ips": asked.args}});
-                conf["runtimeConfig"] = json!({"ips": asked.runtime});
-                let call = bed.call_with(program, "ADD", "c1", &conf).env("CNI_ARGS", asked.environment);
-                let text = answer(&call.run()).unwrap_err();
-                let context =
-                    format!("{} {version}: {:?} {:?} {text}", program.display(), asked.args, asked.environment);
-                assert!(
-                    text.contains("invalid") || text.contains("ParseIP") || text.contains("cannot understand"),
-                    "{context}"
-                );
-                assert_eq!(bed.leases(), [].into(), "{context}");
-            }
-        }
+    let table = [
+        (args(&["10.0.0.07"]), "invalid IP address 10.0.0.07"),
+        (args(&["10.0.0"]), "invalid IP address 10.0.0"),
+        (args(&["10.0.0.7/33"]), "invalid IP address 10.0.0.7/33"),
+        (args(&["fe80::1%eth0"]), "invalid IP address fe80::1%eth0"),
+        (args(&["10.0.0.7", "1:::2"]), "invalid IP address 1:::2"),
+        (runtime(&["10.0.0.256"]), "invalid IP address 10.0.0.256"),
+        (environment("IP=ten"), "ARGS: error parsing value of pair \"IP=ten\": invalid IP address ten"),
+        (environment("IP=10.0.0.7,10.0.0.8"), "invalid IP address 10.0.0.7,10.0.0.8"),
+        (environment("IP"), "ARGS: invalid pair \"IP\""),
+    ];
+    for (asked, text) in table {
+        same(&json!({"subnet": "10.0.0.0/24"}), &[], &[asking_in_vain(asked, "c1", text), Step::File(LAST, None)]);
     }
 }
 
@@ -130,5 +116,26 @@ fn files_are_named_as_go_writes_addresses() {
             Step::File(LAST, Some(name)),
         ];
         same(ipam, &[], &steps);
+    }
+}
+
+#[test]
+fn keys_in_any_case_and_unknown_arguments() {
+    for version in VERSIONS {
+        for program in [theirs(), ours()] {
+            let bed = Bed::new(&json!({"ranges": [[{"subnet": "10.1.2.0/24"}], [{"subnet": "fd00::/64"}]]}));
+            let mut conf = bed.conf(version);
+            conf["ARGS"] = json!({"Cni": {"IPS": ["10.1.2.7"]}, "labels": [{"key": "a"}]});
+            conf["RuntimeConfig"] = json!({"IPs": ["fd00::7"], "mac": "02:00:00:00:00:01"});
+            let call = |args: &str| bed.call_with(program, "ADD", "c1", &conf).env("CNI_ARGS", args).run();
+            let context = format!("{} {version}", program.display());
+            let text = answer(&call("K8S_POD_NAME=p;IgnoreUnknown=0;X=y")).unwrap_err();
+            assert_eq!(text, "ARGS: unknown args [\"K8S_POD_NAME=p\" \"X=y\"]", "{context}");
+            let text = answer(&call("IgnoreUnknown=maybe")).unwrap_err();
+            assert!(text.starts_with("ARGS: error parsing value of pair \"IgnoreUnknown=maybe\""), "{context}: {text}");
+            let found = answer(&call("K8S_POD_NAME=p;IgnoreUnknown=True")).unwrap();
+            let expected = ["10.1.2.7/24 via 10.1.2.1", "fd00::7/64 via fd00::1"];
+            assert_eq!(given(&found, version), expected, "{context}");
+        }
     }
 }

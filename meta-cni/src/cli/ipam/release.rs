@@ -20,8 +20,8 @@ use crate::{
 
 /// What `--help` says.
 pub(in crate::cli) const DETAILS: &str = "\
-Refuses if the holder lives. An address of the primary network is given back by the network's own plugins (their DEL for
-that container), which may keep more for it than the address.
+Refuses if the holder lives. An address of the primary network, or of one that the runtime attaches by itself, is given
+back by the network's own plugins (their DEL for that container), which may keep more for it than the address.
 ";
 
 #[derive(Debug, Serialize)]
@@ -83,7 +83,7 @@ async fn give_back(node: &Node, pool: &PoolFound, lease: &Lease, of_primary: boo
     let address = lease.address;
     let by_flannel = lease.container.as_ref().is_some_and(|container| is_of_flannel(pool, container));
     if lease.container.is_some() {
-        let given_back = match node.engine()? {
+        let given_back = match node.engine(&pool.directory)? {
             Some(mut engine) => engine.give_back_of_primary(&pool.directory, lease).await?,
             None => None,
         };
@@ -98,7 +98,7 @@ async fn give_back(node: &Node, pool: &PoolFound, lease: &Lease, of_primary: boo
             None if of_primary || by_flannel => {
                 return Err(refusal(format!(
                     "{address} of {} is the primary network's, whose own plugins have to give it back, and there is no \
-                     configuration of meta-cni for it in {}: say where it is (--net-dir DIR)",
+                     configuration of it or of meta-cni in {}: say where it is (--net-dir DIR)",
                     pool.network,
                     node.net_dir.display()
                 )));

@@ -78,11 +78,15 @@ fn an_exhausted_pool_is_known_before_anything_is_touched() {
 fn a_primary_that_fails_gives_the_reserved_addresses_back() {
     let (node, recorder) = node("10.11.0.0/24");
     recorder.behave("first", "ADD", r#"echo '{"code":7,"msg":"not today"}'; exit 1"#);
+    Recorder::install(&node.world.bin, &["watcher"]);
+    let vf = json!({"type": "sriov", "ipam": {"type": "host-local", "subnet": "10.12.0.0/24"}});
+    let chain = json!({"cniVersion": "1.0.0", "name": "chain", "plugins": [vf, {"type": "watcher"}]});
+    node.network("chain", "bed.test/vf", &chain);
     let devices = [("bed.test/vf", &node.a[0]), ("bed.test/vf", &node.a[1])];
-    let netns = node.pod("p", "net-a,net-a", &devices);
+    let netns = node.pod("p", "net-a,chain", &devices);
     let text = node.call("ADD", "p", &netns).fails(7);
     assert!(text.contains("not today"), "{text}");
-    assert_eq!(recorder.take(), ["ADD first eth0", "DEL first eth0"]);
+    assert_eq!(recorder.take(), ["ADD first eth0", "DEL first eth0"], "what follows a VF has nothing to undo");
     node.assert_as_before();
 }
 

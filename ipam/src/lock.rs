@@ -22,7 +22,7 @@ const YIELDS: usize = 4;
 /// The lock of a pool, given back when dropped or when the process dies.
 #[derive(Debug)]
 pub(crate) struct PoolLock {
-    _file: File,
+    file: File,
 }
 
 impl PoolLock {
@@ -32,26 +32,42 @@ impl PoolLock {
     /// [`Error::LockTimeout`] if another process keeps it, [`Error::Io`] if it cannot be opened or locked.
     pub(crate) fn take(directory: &Path, wait: Duration) -> Result<Option<PoolLock>, Error> {
         let path = directory.join(LOCK_FILE);
+        loop {
+            let lock = PoolLock::of_file(&path, wait)?;
+            // The pool may have been removed and made anew while we waited: then this is the lock of nothing.
+            if lock.as_ref().is_none_or(|lock| lock.is_at(&path)) {
+                return Ok(lock);
+            }
+        }
+    }
+
+    fn is_at(&self, path: &Path) -> bool {
+        let place = |found: fs::Metadata| (found.dev(), found.ino());
+        let (own, there) = (self.file.metadata().map(place), fs::metadata(path).map(place));
+        matches!((own, there), (Ok(own), Ok(there)) if own == there)
+    }
+
+    fn of_file(path: &Path, wait: Duration) -> Result<Option<PoolLock>, Error> {
         // Opened as host-local opens it: read-only is enough for flock, and the mode is seen by whoever creates it.
         let flags = nix::libc::O_CREAT;
-        let file = match OpenOptions::new().read(true).custom_flags(flags).mode(0o750).open(&path) {
+        let file = match OpenOptions::new().read(true).custom_flags(flags).mode(0o750).open(path) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(Error::io("open the lock of the address pool,", &path, error)),
+            Err(error) => return Err(Error::io("open the lock of the address pool,", path, error)),
         };
         match file.try_lock() {
-            Ok(()) => return Ok(Some(PoolLock { _file: file })),
+            Ok(()) => return Ok(Some(PoolLock { file })),
             Err(TryLockError::WouldBlock) => {}
-            Err(TryLockError::Error(error)) => return Err(Error::io("lock", &path, error)),
+            Err(TryLockError::Error(error)) => return Err(Error::io("lock", path, error)),
         }
         // It is mostly held for less time than it takes to start a thread.
         for _ in 0..YIELDS {
             thread::yield_now();
             if file.try_lock().is_ok() {
-                return Ok(Some(PoolLock { _file: file }));
+                return Ok(Some(PoolLock { file }));
             }
         }
-        wait_for(file, &path, wait).map(Some)
+        wait_for(file, path, wait).map(Some)
     }
 }
 
@@ -75,7 +91,7 @@ fn wait_for(file: File, path: &Path, wait: Duration) -> Result<PoolLock, Error> 
         .spawn(waiter)
         .map_err(|error| Error::io("wait for", path, error))?;
     match receiver.recv_timeout(wait) {
-        Ok(Ok(file)) => Ok(PoolLock { _file: file }),
+        Ok(Ok(file)) => Ok(PoolLock { file }),
         Ok(Err(error)) => Err(Error::io("lock", path, error)),
         Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => Err(Error::LockTimeout {
             path: path.to_owned(),

@@ -84,6 +84,34 @@ fn a_lock_held_too_long_is_an_error_and_nothing_is_done() {
     );
 }
 
+/// Whoever waited for the lock of a directory that is gone by then has no lock of the one that took its place.
+#[test]
+fn a_pool_that_was_made_anew_while_its_lock_was_waited_for_is_locked_anew() {
+    let data = tempfile::tempdir().unwrap();
+    let pool = pool(data.path(), r#"[[{"subnet":"10.0.0.0/24"}]]"#);
+    ask(&pool, "c1").unwrap();
+    let lock = || fs::OpenOptions::new().create(true).append(true).open(pool.directory.join("lock")).unwrap();
+    let old = lock();
+    old.lock().unwrap();
+    std::thread::scope(|scope| {
+        let asking = scope.spawn(|| ask(&pool, "c2"));
+        std::thread::sleep(Duration::from_millis(100));
+        fs::remove_dir_all(&pool.directory).unwrap();
+        fs::create_dir(&pool.directory).unwrap();
+        // Another program is at work: it has made its file, and is about to write it.
+        let new = lock();
+        new.lock().unwrap();
+        plant(&pool, "10.0.0.2", "");
+        drop(old);
+        std::thread::sleep(Duration::from_millis(100));
+        assert!(!asking.is_finished(), "it works without the lock");
+        plant(&pool, "10.0.0.2", "other\r\neth0");
+        drop(new);
+        let found = asking.join().unwrap().unwrap();
+        assert_eq!(found[0].address.addr(), IpAddr::from([10, 0, 0, 3]));
+    });
+}
+
 #[test]
 fn many_threads_never_get_the_same_address() {
     let data = tempfile::tempdir().unwrap();

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde_json::json;
 
 use crate::{
-    harness::{Interface, names, run},
+    harness::{Interface, Recorder, names, run},
     node::Node,
 };
 
@@ -65,5 +65,28 @@ fn an_address_cools_down_whatever_the_wall_clock_says() {
     }
     let withheld = names("/var/lib/cni/networks/.meta-cni/net-a/withheld");
     assert_eq!(withheld, ["10.11.0.2", "10.11.0.3", "10.11.0.4", "10.11.0.5"]);
+    node.assert_as_before();
+}
+
+/// What was reserved for a pod that then could not be attached was on no interface.
+#[test]
+fn a_pod_that_fails_before_its_vf_is_touched_uses_up_no_address() {
+    let node = Node::new();
+    let ipam = json!({"type": "host-local", "subnet": "10.11.0.0/29", "coolDownSeconds": 86400});
+    node.network("net-a", "bed.test/vf", &json!({"cniVersion": "1.0.0", "type": "sriov", "ipam": ipam}));
+    let netns = node.pod("p", "net-a", &[("bed.test/vf", &node.a[0])]);
+    let recorder = Recorder::install(&node.world.bin, &["broken"]);
+    recorder.behave("broken", "ADD", "echo no >&2; exit 1");
+    let primary = json!({"cniVersion": "1.0.0", "name": "broken", "type": "broken"});
+    std::fs::write("/etc/cni/primary/20-broken.conf", primary.to_string()).unwrap();
+    let mut conf = node.conf.clone();
+    conf["clusterNetwork"] = json!("/etc/cni/primary/20-broken.conf");
+    for _ in 0..7 {
+        let text = node.world.call("ADD", "p", &netns, &conf).pod("p").fails(103);
+        assert!(text.contains("broken failed with exit code 1"), "{text}");
+        node.assert_as_before();
+    }
+    node.add("p", &netns);
+    node.del("p", &netns);
     node.assert_as_before();
 }

@@ -90,7 +90,9 @@ impl Engine {
         }
         if let Some(PoolAddresses { directory, addresses, cool_down }) = &record.addresses {
             let owner = ipam::Owner::new(&record.call.container, &record.interface)?;
-            let store = ipam::Store::new(directory, LOCK_PATIENCE).cooling_down(Duration::from_secs(*cool_down));
+            // What was only reserved nobody has seen: a pod that fails again and again must not use up the pool.
+            let seen = Duration::from_secs(if record.vf.is_some() { *cool_down } else { 0 });
+            let store = ipam::Store::new(directory, LOCK_PATIENCE).cooling_down(seen);
             store.release(&owner, ipam::Known::Addresses(addresses))?;
         }
         Ok(())

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, LinkAddr, SockFlag, SockProtocol, SockType, recvfrom, socket};
 use sandbox::{ANNOUNCE_LIMIT, Dad, Error, Link, Links, Netns, NewAddress, Rtnl, announce, configure};
-use support::{addr, eventually, ip, isolated, name, net, new_netns};
+use support::{addr, checksum, eventually, ip, isolated, name, net, new_netns};
 
 /// Everything that arrives at the interfaces of this thread's namespace.
 struct Listener(OwnedFd);
@@ -63,15 +63,6 @@ async fn pod() -> (Rtnl, Link) {
     let net2 = pod.by_name("net2").await.unwrap().unwrap();
     configure(&pod, &net2, &[address("10.1.2.4/24"), address("fd01::4/64")], &[], &[]).await.unwrap();
     (pod, net1)
-}
-
-/// Internet checksum of an ICMPv6 packet with its pseudo header: 0 if it is right.
-fn checksum(ipv6: &[u8]) -> u16 {
-    let payload = &ipv6[40..];
-    let words = [&ipv6[8..40], &(payload.len() as u32).to_be_bytes(), &[0, 0, 0, 58], payload].concat();
-    let sum: u32 = words.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(pair[1])).sum();
-    let folded = (sum & 0xffff) + (sum >> 16);
-    !((folded & 0xffff) + (folded >> 16)) as u16
 }
 
 #[test]

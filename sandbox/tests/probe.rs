@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, LinkAddr, MsgFlags, SockFlag, SockProtocol, SockType, recvfrom, sendto, socket};
 use sandbox::{Conflict, Link, LinkChange, Links, MacAddr, Netns, PROBE_LIMIT, Probed, Rtnl, probe};
-use support::{addr, eventually, ip, ip_in, isolated, name, new_netns};
+use support::{addr, checksum, eventually, ip, ip_in, isolated, name, new_netns};
 
 const NO_CARRIER: Probed = Probed::Unknown { why: "the interface has no carrier" };
 
@@ -122,15 +122,6 @@ fn is_arp(frame: &[u8]) -> bool {
 /// A neighbour solicitation, but none of the kernel's own for link-local addresses.
 fn is_solicitation(frame: &[u8]) -> bool {
     frame[12..14] == [0x86, 0xdd] && frame[20] == 58 && frame[54] == 135 && frame[62] != 0xfe
-}
-
-/// Internet checksum of an ICMPv6 packet with its pseudo header: 0 if it is right.
-fn checksum(ipv6: &[u8]) -> u16 {
-    let payload = &ipv6[40..];
-    let words = [&ipv6[8..40], &(payload.len() as u32).to_be_bytes(), &[0, 0, 0, 58], payload].concat();
-    let sum: u32 = words.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(pair[1])).sum();
-    let folded = (sum & 0xffff) + (sum >> 16);
-    !((folded & 0xffff) + (folded >> 16)) as u16
 }
 
 #[test]

@@ -198,6 +198,20 @@ impl World {
         self.manifest(&format!("pod-{name}"), &pod.to_string());
     }
 
+    /// Kubelet's device manager gave devices: by UID of the pod, resource, and IDs (a list, or lists by NUMA node).
+    pub fn devices_given(&self, given: &[(&str, &str, Value)]) {
+        let directory = Path::new("/var/lib/kubelet/device-plugins");
+        fs::create_dir_all(directory).expect("kubelet's directory");
+        let entries: Vec<Value> = given
+            .iter()
+            .map(|(uid, resource, ids)| {
+                json!({"PodUID": uid, "ContainerName": "c", "ResourceName": resource, "DeviceIDs": ids})
+            })
+            .collect();
+        let checkpoint = json!({"Data": {"PodDeviceEntries": entries, "RegisteredDevices": {}}, "Checksum": 1});
+        fs::write(directory.join("kubelet_internal_checkpoint"), checkpoint.to_string()).expect("the checkpoint");
+    }
+
     /// The network-status that was written for a pod.
     pub fn status(&self, pod: &str) -> Option<Value> {
         let text = fs::read_to_string(self.manifests.join(format!("network-status/default.{pod}.json"))).ok()?;

@@ -125,12 +125,7 @@ fn a_pod_chooses_its_primary_and_what_it_asks_for_is_given_to_it() {
 #[test]
 fn no_device_is_given_twice_whoever_names_the_network() {
     let node = Node::new();
-    let path = "/var/lib/kubelet/device-plugins";
-    fs::create_dir_all(path).unwrap();
-    let entry = |resource: &str, ids: Value| json!({"PodUID": "uid-p", "ContainerName": "c", "ResourceName": resource, "DeviceIDs": ids});
-    let entries = json!([entry("r/a", json!(["a1", "a2", "a3"])), entry("r/b", json!(["b1"]))]);
-    let text = json!({"Data": {"PodDeviceEntries": entries, "RegisteredDevices": {}}, "Checksum": 1}).to_string();
-    fs::write(format!("{path}/kubelet_internal_checkpoint"), text).unwrap();
+    node.world.devices_given(&[("uid-p", "r/a", json!(["a1", "a2", "a3"])), ("uid-p", "r/b", json!(["b1"]))]);
     let config = |kind: &str| json!({"cniVersion": "1.0.0", "type": kind});
     definition(&node, "kube-system", "main", "r/a", &config("net-y"));
     definition(&node, "kube-system", "every", "r/a", &config("net-x"));
@@ -241,12 +236,7 @@ fn a_conf_of_multus_works_as_it_is() {
 #[test]
 fn what_is_said_of_a_device_reaches_its_plugin_and_the_pod() {
     let node = Node::new();
-    let path = "/var/lib/kubelet/device-plugins";
-    fs::create_dir_all(path).unwrap();
-    let entries =
-        json!([{"PodUID": "uid-p", "ContainerName": "c", "ResourceName": "r/a", "DeviceIDs": ["d1", "d2", "d3"]}]);
-    let text = json!({"Data": {"PodDeviceEntries": entries, "RegisteredDevices": {}}, "Checksum": 1}).to_string();
-    fs::write(format!("{path}/kubelet_internal_checkpoint"), text).unwrap();
+    node.world.devices_given(&[("uid-p", "r/a", json!(["d1", "d2", "d3"]))]);
     let devices = "/run/k8s.cni.cncf.io/devinfo";
     fs::create_dir_all(format!("{devices}/dp")).unwrap();
     let info =

@@ -1,7 +1,7 @@
 //! Bad input: what a pod, a definition or an administrator must not ask for is refused before anything is touched, with
 //! the code of the table, and a text that names the network, what was found and what to do.
 
-use std::{fs, path::Path};
+use std::fs;
 
 use serde_json::{Value, json};
 
@@ -232,12 +232,9 @@ fn a_plugin_that_is_us_under_another_name() {
 }
 
 /// Kubelet's device manager gave these devices of "intel.com/vf" to the pod.
-fn checkpoint(devices: &[&str]) {
-    let path = Path::new("/var/lib/kubelet/device-plugins/kubelet_internal_checkpoint");
-    fs::create_dir_all(path.parent().unwrap()).unwrap();
-    let entry = |uid: &str, devices: &[&str]| json!({"PodUID": uid, "ContainerName": "c", "ResourceName": "intel.com/vf", "DeviceIDs": {"-1": devices}});
-    let entries = json!([entry("uid-p", devices), entry("uid-other", &["0000:98:10.1"])]);
-    fs::write(path, json!({"Data": {"PodDeviceEntries": entries}, "Checksum": 1}).to_string()).unwrap();
+fn checkpoint(world: &World, devices: &[&str]) {
+    let given = |uid, devices: &[&str]| (uid, "intel.com/vf", json!({"-1": devices}));
+    world.devices_given(&[given("uid-p", devices), given("uid-other", &["0000:98:10.1"])]);
 }
 
 #[test]
@@ -248,21 +245,21 @@ fn devices_that_are_not_there() {
         node.world.definition_with_resource(name, "intel.com/vf", &config);
     }
     node.refuses("x", 11, &["kubelet_internal_checkpoint", "kubelet.sock", "is kubelet running?"]);
-    checkpoint(&[]);
+    checkpoint(&node.world, &[]);
     let none = ["resource intel.com/vf", "1 device(s) wanted for default/x", "gave the pod none", "pod's resources"];
     node.refuses("x", 7, &none);
-    checkpoint(&["0000:99:10.0"]);
+    checkpoint(&node.world, &["0000:99:10.0"]);
     let few = ["2 device(s) wanted for default/x, default/y", "gave the pod 0000:99:10.0", "request as many"];
     node.refuses("x,y", 7, &few);
     node.refuses("x,x", 7, &["2 device(s) wanted for default/x, default/x"]);
     node.refuses("x", 100, &["default/x as net1", "0000:99:10.0"]);
-    checkpoint(&["mlx5_0"]);
+    checkpoint(&node.world, &["mlx5_0"]);
     node.refuses("x", 7, &["default/x as net1", "mlx5_0"]);
     fs::write("/var/lib/kubelet/device-plugins/kubelet_internal_checkpoint", "torn {").unwrap();
     node.refuses("x", 6, &["kubelet_internal_checkpoint does not parse"]);
 
     node.world.definition_with_resource("y", "intel.com/unknown", &json!({"cniVersion": "0.4.0", "type": "sriov"}));
-    checkpoint(&["0000:99:10.0"]);
+    checkpoint(&node.world, &["0000:99:10.0"]);
     node.refuses("y", 7, &["resource intel.com/unknown", "default/y", "none"]);
     node.world.definition("y", &json!({"cniVersion": "0.4.0", "type": "sriov"}));
     node.refuses("y", 7, &["default/y as net1", "VF pci addr is required", "k8s.v1.cni.cncf.io/resourceName"]);

@@ -282,12 +282,10 @@ fn every_form_of_the_primary() {
 #[test]
 fn devices_go_to_networks_in_order_and_none_twice() {
     let node = Node::new();
-    let path = "/var/lib/kubelet/device-plugins";
-    fs::create_dir_all(path).unwrap();
-    let entry = |uid: &str, ids: Value| json!({"PodUID": uid, "ContainerName": "c", "ResourceName": "intel.com/vf", "DeviceIDs": ids});
-    let entries = json!([entry("uid-p", json!({"1": ["d3"], "0": ["d2", "d1"]})), entry("uid-other", json!(["d0"]))]);
-    let text = json!({"Data": {"PodDeviceEntries": entries, "RegisteredDevices": {}}, "Checksum": 1}).to_string();
-    fs::write(format!("{path}/kubelet_internal_checkpoint"), text).unwrap();
+    node.world.devices_given(&[
+        ("uid-p", "intel.com/vf", json!({"1": ["d3"], "0": ["d2", "d1"]})),
+        ("uid-other", "intel.com/vf", json!(["d0"])),
+    ]);
     for name in ["x", "y"] {
         let config = json!({"cniVersion": "0.4.0", "type": "sriov", "vlan": 100, "deviceID": "from the definition"});
         node.world.definition_with_resource(name, "intel.com/vf", &config);

@@ -74,3 +74,12 @@ pub fn eventually<T>(mut look: impl FnMut() -> Option<T>) -> T {
     }
     panic!("it did not happen within four seconds");
 }
+
+/// Internet checksum of an ICMPv6 packet with its pseudo header: 0 if it is right.
+pub fn checksum(ipv6: &[u8]) -> u16 {
+    let payload = &ipv6[40..];
+    let words = [&ipv6[8..40], &(payload.len() as u32).to_be_bytes(), &[0, 0, 0, 58], payload].concat();
+    let sum: u32 = words.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(pair[1])).sum();
+    let folded = (sum & 0xffff) + (sum >> 16);
+    !((folded & 0xffff) + (folded >> 16)) as u16
+}

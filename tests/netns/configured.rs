@@ -306,3 +306,49 @@ fn status_asks_the_primarys_own_plugins_and_keeps_their_codes() {
     node.recorder.behave("net-x", "STATUS", "sleep 60");
     assert!(status().fails(50).contains("did not end within the deadline"));
 }
+
+/// Names, order and devices of many networks are the same each time, whatever order kubelet says its devices in.
+#[test]
+fn sixteen_networks_and_one_of_them_four_times_are_the_same_in_twenty_runs() {
+    let node = Node::new();
+    for name in ["x", "y"] {
+        definition(
+            &node,
+            "default",
+            name,
+            &format!("r/{name}"),
+            &json!({"cniVersion": "1.0.0", "type": format!("net-{name}")}),
+        );
+    }
+    let networks: Vec<&str> = (0..16).map(|at| if at % 4 == 0 { "y" } else { "x" }).collect();
+    node.world.pod("p", &networks.join(","));
+    let ids = |name: &str, count: usize| -> Vec<String> { (0..count).map(|at| format!("{name}{at:02}")).collect() };
+    let mut expected = vec![("first".to_owned(), "eth0".to_owned(), Value::Null)];
+    let (mut of_x, mut of_y) = (ids("x", 12).into_iter(), ids("y", 4).into_iter());
+    for (at, network) in networks.iter().enumerate() {
+        let id = if *network == "x" { of_x.next() } else { of_y.next() };
+        expected.push((format!("net-{network}"), format!("net{}", at + 1), json!(id.unwrap())));
+    }
+    for run in 0..20 {
+        let (mut of_x, mut of_y) = (ids("x", 12), ids("y", 4));
+        of_x.rotate_left(run % 12);
+        of_y.rotate_left(run % 4);
+        node.world.devices_given(&[("uid-p", "r/x", json!(of_x)), ("uid-p", "r/y", json!(of_y))]);
+        node.world.call("ADD", "c1", &node.netns, &node.conf).pod("p").ok();
+        let text = |call: &Value, key: &str| call[key].as_str().unwrap().to_owned();
+        let calls = node.recorder.calls();
+        let found: Vec<_> = calls
+            .iter()
+            .map(|call| (text(&call.0, "plugin"), text(&call.0, "ifname"), call.0["conf"]["deviceID"].clone()))
+            .collect();
+        assert_eq!(found, expected, "run {run}");
+        let names: Vec<String> = status_names(&node).into_iter().map(|(_, interface)| interface).collect();
+        assert_eq!(names, expected.iter().map(|(_, interface, _)| interface.clone()).collect::<Vec<_>>());
+        node.recorder.take();
+        node.world.call("DEL", "c1", &node.netns, &node.conf).pod("p").ok();
+        let undone = node.recorder.take();
+        assert_eq!(undone.len(), 17);
+        assert_eq!(undone.first().map(String::as_str), Some("DEL net-x net16"));
+    }
+    node.world.assert_clean();
+}

@@ -231,6 +231,20 @@ fn a_plugin_that_is_us_under_another_name() {
     }
 }
 
+#[test]
+fn flannel_twice_in_one_pod() {
+    let node = Node::new();
+    Recorder::install(&node.world.bin, &["flannel"]);
+    node.world.definition("y", &json!({"cniVersion": "1.0.0", "type": "flannel"}));
+    node.world.definition("x", &json!({"cniVersion": "1.0.0", "plugins": [{"type": "net-x"}, {"type": "flannel"}]}));
+    let says = ["default/x as net2: default/y as net1 already runs the plugin flannel", "a pod can have it once"];
+    node.refuses("y,x", 7, &says);
+    let primary = json!({"cniVersion": "0.3.1", "name": "cbr0", "plugins": [{"type": "flannel"}]});
+    node.world.primary(&primary);
+    node.world.subnet_env("10.244.7.1/24");
+    node.refuses("y", 7, &["default/y as net1: cbr0 as eth0 already runs the plugin flannel"]);
+}
+
 /// Kubelet's device manager gave these devices of "intel.com/vf" to the pod.
 fn checkpoint(world: &World, devices: &[&str]) {
     let given = |uid, devices: &[&str]| (uid, "intel.com/vf", json!({"-1": devices}));

@@ -238,7 +238,7 @@ impl Engine {
     /// Refuses what can be known to fail: an attachment whose configuration is wrong, a plugin that is not installed,
     /// one device for two networks.
     fn judge_attachments(&self, attachments: &[Attachment]) -> Result<(), Error> {
-        let mut errors = Vec::new();
+        let mut errors: Vec<Error> = second_flannel(attachments).into_iter().collect();
         let mut devices = BTreeMap::new();
         let own: BTreeSet<PciAddress> = attachments.iter().flat_map(devices_of).collect();
         for attachment in attachments {
@@ -276,6 +276,19 @@ impl Engine {
             Ok(None)
         }
     }
+}
+
+/// Flannel's plugin keeps what it did in a file named by the container alone: a second one in a pod would write over it, and
+/// the DEL of the first would undo the second.
+fn second_flannel(attachments: &[Attachment]) -> Option<Error> {
+    let has_flannel = |attachment: &&Attachment| attachment.list.plugins.iter().any(|plugin| plugin.kind == "flannel");
+    let mut with_flannel = attachments.iter().filter(has_flannel);
+    let (first, second) = (with_flannel.next()?, with_flannel.next()?);
+    Some(Error::Config(format!(
+        "{}: {} already runs the plugin flannel, which keeps one state for a container: a pod can have it once",
+        second.title(),
+        first.title()
+    )))
 }
 
 /// The PCI devices that an attachment uses: given by kubelet, or written into its configuration.

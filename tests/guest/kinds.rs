@@ -133,8 +133,10 @@ fn a_vfio_vf_is_set_at_its_pf_and_its_addresses_are_reported() {
         "routes": [{"dst": "10.12.0.0/16"}],
     });
     assert_eq!(result("p", "net1"), expected);
-    let expected =
-        json!({"name": "default/fast", "interface": "net1", "ips": ["10.11.0.2"], "mac": MAC, "mtu": 1500, "dns": {}});
+    let expected = json!({
+        "name": "default/fast", "interface": "net1", "ips": ["10.11.0.2"], "mac": MAC, "mtu": 1500, "dns": {},
+        "device-info": {"type": "pci", "version": "1.1.0", "pci": {"pci-address": vf.pci}}
+    });
     assert_eq!(node.status("p", "net1"), expected);
     node.call("CHECK", "p", &netns).ok();
     let at_pf = |setting: &str| ip(&format!("link set {} vf {} {setting}", vf.pf, vf.number));

@@ -1,13 +1,21 @@
-//! What users of sriov-cni complain about, and the test that shows that it cannot happen here: prints the table, and
-//! fails when a test that it names is not there, or when too little of it is shown.
+//! What users of sriov-cni and of Multus complain about, and the tests that show that it cannot happen here: prints the
+//! tables, and fails when a test that one names is not there, or when too little of it is shown.
 
 #![allow(clippy::print_stdout, reason = "the table is what this is for")]
 
 use std::{fs, path::Path, process::ExitCode};
 
-/// How many complaints there are, and how many must be shown by tests.
-const ROWS: usize = 27;
-const LEAST_SHOWN: usize = 20;
+/// A table: its file, how many complaints it has, and how many of them must be shown by tests.
+struct Table {
+    name: &'static str,
+    rows: usize,
+    least_shown: usize,
+}
+
+const TABLES: [Table; 2] =
+    [Table { name: "sriov", rows: 27, least_shown: 20 }, Table { name: "multus", rows: 28, least_shown: 20 }];
+/// What a reason begins with.
+const REASONS: [&str; 3] = ["needs hardware: ", "not ours: ", "not there yet: "];
 
 /// A complaint.
 #[derive(Debug, Default)]
@@ -33,9 +41,7 @@ fn parse(text: &str) -> Result<Vec<Row>, String> {
         }
         let row = rows.last_mut().ok_or_else(|| format!("before the first row: {line}"))?;
         match line.trim() {
-            reason if reason.starts_with("needs hardware: ") || reason.starts_with("not ours: ") => {
-                reason.clone_into(&mut row.reason);
-            }
+            reason if REASONS.iter().any(|start| reason.starts_with(start)) => reason.clone_into(&mut row.reason),
             test if test.contains(".rs::") => row.tests.push(test.to_owned()),
             other => return Err(format!("neither a test nor a reason: {other}")),
         }
@@ -56,10 +62,10 @@ fn is_test(root: &Path, name: &str) -> bool {
     above.into_iter().any(|line| *line == "#[test]" || line.starts_with("#[tokio::test"))
 }
 
-fn judge(root: &Path, rows: &[Row]) -> Vec<String> {
+fn judge(root: &Path, table: &Table, rows: &[Row]) -> Vec<String> {
     let mut wrong = Vec::new();
-    if rows.len() != ROWS {
-        wrong.push(format!("{} rows, not {ROWS}", rows.len()));
+    if rows.len() != table.rows {
+        wrong.push(format!("{} rows, not {}", rows.len(), table.rows));
     }
     for (row, number) in rows.iter().zip(1..) {
         if row.tests.is_empty() == row.reason.is_empty() {
@@ -70,17 +76,16 @@ fn judge(root: &Path, rows: &[Row]) -> Vec<String> {
         );
     }
     let shown = rows.iter().filter(|row| !row.tests.is_empty()).count();
-    println!("{shown} of {} complaints are shown by tests", rows.len());
-    if shown < LEAST_SHOWN {
-        wrong.push(format!("{shown} complaints are shown, not {LEAST_SHOWN}"));
+    println!("{}: {shown} of {} complaints are shown by tests", table.name, rows.len());
+    if shown < table.least_shown {
+        wrong.push(format!("{shown} complaints are shown, not {}", table.least_shown));
     }
     wrong
 }
 
-fn main() -> ExitCode {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    let table = root.join("tests/complaints/table");
-    let wrong = match fs::read_to_string(&table).map_err(|error| error.to_string()).and_then(|text| parse(&text)) {
+fn print(root: &Path, table: &Table) -> Vec<String> {
+    let path = root.join("tests/complaints").join(table.name);
+    match fs::read_to_string(&path).map_err(|error| error.to_string()).and_then(|text| parse(&text)) {
         Ok(rows) => {
             for row in &rows {
                 println!("{}", row.title);
@@ -88,10 +93,15 @@ fn main() -> ExitCode {
                     println!("       {line}");
                 });
             }
-            judge(&root, &rows)
+            judge(root, table, &rows)
         }
-        Err(problem) => vec![format!("{}: {problem}", table.display())],
-    };
+        Err(problem) => vec![format!("{}: {problem}", path.display())],
+    }
+}
+
+fn main() -> ExitCode {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let wrong: Vec<String> = TABLES.iter().flat_map(|table| print(&root, table)).collect();
     for problem in &wrong {
         println!("wrong: {problem}");
     }

@@ -167,6 +167,26 @@ fn the_default_route_goes_where_the_pod_wants_it() {
     world.assert_clean();
 }
 
+/// An empty list keeps what the plugins made; Multus takes every default route away (multus#1011).
+#[test]
+fn an_empty_default_route_keeps_the_primarys() {
+    let world = World::new();
+    let conf = world.conf(&world.bridge_primary());
+    world.macvlan("net-a", "10.10.1.0/24");
+    world.pod("p", r#"[{"name":"net-a","default-route":[]}]"#);
+    let netns = world.netns();
+    let result = world.call("ADD", "c1", &netns, &conf).pod("p").ok();
+    assert_eq!(Interface::find(&netns, "eth0").unwrap().default_gateway(), Some("10.88.0.1"));
+    assert_eq!(Interface::find(&netns, "net1").unwrap().default_gateway(), None);
+    assert_eq!(at(&result, "/routes/0/dst"), "0.0.0.0/0");
+    let status = world.status("p").unwrap();
+    assert_eq!(at(&status, "/0/gateway"), &json!(["10.88.0.1"]));
+    assert!(status[1].get("gateway").is_none(), "{status}");
+    world.call("CHECK", "c1", &netns, &conf).pod("p").ok();
+    world.call("DEL", "c1", &netns, &conf).pod("p").ok();
+    world.assert_clean();
+}
+
 #[test]
 fn a_default_route_that_leads_nowhere_undoes_the_pod() {
     let world = World::new();

@@ -11,6 +11,8 @@ pub enum Called {
     Engine(Face),
     /// In place of host-local: addresses for whoever calls us with host-local's configuration. No engine, no journal.
     HostLocal,
+    /// In place of Multus' `passthru`, which an auxiliary chain begins with: it does nothing.
+    Passthru,
 }
 
 /// A plugin that the engine is.
@@ -29,6 +31,7 @@ impl Called {
         match Path::new(program).file_name() {
             Some(name) if name == "sriov" => Self::Engine(Face::Sriov),
             Some(name) if name == "host-local" => Self::HostLocal,
+            Some(name) if name == "passthru" => Self::Passthru,
             _ => Self::Engine(Face::Meta),
         }
     }
@@ -44,6 +47,7 @@ impl Called {
             }
             Self::Engine(Face::Sriov) => "called as sriov: a CNI plugin in place of sriov-cni",
             Self::HostLocal => "called as host-local: an IPAM plugin in place of host-local",
+            Self::Passthru => "called as passthru: a CNI plugin that does nothing, for a chain to begin with",
         };
         let number = env!("CARGO_PKG_VERSION");
         format!("meta-cni {number}: {what}\nCNI protocol versions supported: {}\n", versions.join(", "))

@@ -2,7 +2,7 @@
 
 use std::{ffi::OsString, io::Read};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::{
     attach::Engine,
@@ -62,6 +62,7 @@ pub fn run(
             let alone = env(RECURSION_MARK).is_none();
             version.allow(invocation.command).and_then(|()| host_local::run(&invocation, version, alone))
         }
+        Called::Passthru => version.allow(invocation.command).map(|()| nothing(invocation.command, version)),
         Called::Engine(face) => {
             // We execute plugins, and a drop-in may be one of them: only the meta plugin must not be.
             let recursive = face == Face::Meta && env(RECURSION_MARK).is_some();
@@ -76,6 +77,11 @@ pub fn run(
             Reply::failure(&error, version)
         }
     }
+}
+
+/// The answer of a plugin that does nothing: an empty result.
+fn nothing(command: Command, version: SpecVersion) -> Option<Value> {
+    (command == Command::Add).then(|| json!({"cniVersion": version.as_str()}))
 }
 
 fn judge_and_dispatch(

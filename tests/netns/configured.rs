@@ -169,6 +169,19 @@ fn the_auxiliary_chain_comes_last_and_only_with_files() {
     node.world.call("DEL", "c1", &node.netns, &conf).pod("p").ok();
     assert_eq!(recorder.take(), ["DEL net-z net2", "DEL passthru net2", "DEL net-x net1", "DEL first eth0"]);
     node.world.assert_clean();
+    // Our binary does for passthru, under that name.
+    node.world.drop_in("passthru");
+    node.world.call("ADD", "c1", &node.netns, &conf).pod("p").ok();
+    let calls = recorder.calls();
+    assert_eq!(recorder.take(), ["ADD first eth0", "ADD net-x net1", "ADD net-z net2"]);
+    assert_eq!(calls[2].0["conf"]["prevResult"], json!({"cniVersion": "1.0.0"}));
+    // Recording plugins make no interface, which the primary is to have; a chain that only changes things has none.
+    crate::harness::ip_in(&node.netns, "link add eth0 type veth peer name other");
+    node.world.call("CHECK", "c1", &node.netns, &conf).pod("p").ok();
+    assert_eq!(recorder.take(), ["CHECK first eth0", "CHECK net-x net1", "CHECK net-z net2"]);
+    node.world.call("DEL", "c1", &node.netns, &conf).pod("p").ok();
+    recorder.take();
+    node.world.assert_clean();
 
     node.refuses(
         &node.with("auxiliaryCNIChainName", json!("../primary")),

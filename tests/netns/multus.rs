@@ -106,6 +106,14 @@ fn path(container: &str) -> std::path::PathBuf {
     Path::new(DIRECTORY).join(container)
 }
 
+/// A list went through Go's types: what only the plugins know is lost (multus#1449).
+fn make_lossy(container: &str) {
+    let mut delegates: Value = serde_json::from_str(&fs::read_to_string(path(container)).unwrap()).unwrap();
+    let plugin = json!({"type": "bridge", "ipam": {"type": "host-local"}});
+    delegates[0]["Bytes"] = go_bytes(&json!({"cniVersion": "1.0.0", "name": "podnet", "plugins": [plugin]}));
+    fs::write(path(container), delegates.to_string()).unwrap();
+}
+
 /// What happened to the files before our DEL: its name, and how.
 type Damage = (&'static str, fn(&Node, &str));
 
@@ -122,12 +130,10 @@ fn damages() -> Vec<Damage> {
             fs::write(path(container), "[{\"Conf\":").unwrap();
             node.forget_results(container);
         }),
-        ("lossy", |_, container| {
-            // A list went through Go's types: what only the plugins know is lost (multus#1449).
-            let mut delegates: Value = serde_json::from_str(&fs::read_to_string(path(container)).unwrap()).unwrap();
-            let lossy = json!({"cniVersion": "1.0.0", "name": "podnet", "plugins": [{"type": "bridge", "ipam": {"type": "host-local"}}]});
-            delegates[0]["Bytes"] = go_bytes(&lossy);
-            fs::write(path(container), delegates.to_string()).unwrap();
+        ("lossy", |_, container| make_lossy(container)),
+        ("lossy, without results", |node, container| {
+            make_lossy(container);
+            node.forget_results(container);
         }),
         ("absent", |_, container| fs::remove_file(path(container)).unwrap()),
         ("nothing left at all", |node, container| {
@@ -152,7 +158,10 @@ fn del_by_whatever_is_left_of_the_files() {
             if gone {
                 node.world.delete_netns(&netns);
             }
-            node.world.call("DEL", &container, &netns, &node.conf).ok();
+            // The runtime hands over what it keeps until a DEL succeeded.
+            let mut conf = node.conf.clone();
+            conf["prevResult"] = json!({"cniVersion": "1.0.0"});
+            node.world.call("DEL", &container, &netns, &conf).ok();
             assert_eq!(node.of(&container, "podnet") + node.of(&container, "net-a"), 0, "{context}");
             assert!(gone || Interface::find(&netns, "eth0").is_none(), "{context}");
             assert_eq!(names(Path::new(DIRECTORY).join("results")), files, "{context}");
@@ -164,6 +173,12 @@ fn del_by_whatever_is_left_of_the_files() {
         }
     }
     assert_eq!(node.of("other", "podnet") + node.of("other", "net-a"), 3);
+    // A DEL that is merely repeated looks into nobody's lease.
+    let log = "/run/opened";
+    let strace = ["strace", "-f", "-qq", "-e", "trace=openat", "-o", log];
+    node.world.call("DEL", "c0true", "", &node.conf).under(&strace).ok();
+    let opened = fs::read_to_string(log).unwrap();
+    assert!(opened.contains("/var/lib/cni/multus") && !opened.contains("networks/net-a/10."), "{opened}");
     node.world.call("DEL", "other", &other, &node.conf).ok();
     node.assert_gone("the other one");
 }

@@ -310,6 +310,7 @@ fn gc_frees_what_belongs_to_no_valid_attachment_and_nothing_else() {
         assert_eq!(content("podman"), of_others);
         world.call("CHECK", "reboot-live", &live, &conf).pod("reboot-live").ok();
         // The DEL of the runtime, which knows it, has all of it: the primary by its chain, the rest by the pools' files.
+        conf["prevResult"] = json!({"cniVersion": "1.1.0"});
         world.call("DEL", "reboot-lost", "", &conf).pod("reboot-lost").ok();
         assert_eq!((lost("cbr0").count(), lost("net-a").count()), (0, 0));
     }

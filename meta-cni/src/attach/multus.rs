@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use ipam::Store;
 
-use super::{Engine, builtin::LOCK_PATIENCE, gc::Living, open_netns, pools};
+use super::{Engine, builtin::LOCK_PATIENCE, configured, gc::Living, open_netns, pools};
 use crate::{
     cni::{Error, Object, Plugin, PluginList, chain},
     node::multus::{Delegate, Left, MultusFiles},
@@ -45,22 +45,30 @@ impl Engine {
         let mut errors = Vec::new();
         let delegates = left.map(|left| left.delegates.as_slice()).unwrap_or_default();
         for delegate in delegates.iter().rev() {
+            let on_disk = delegate.interface == *primary && self.is_better_on_disk(delegate).await;
             let undone = match &delegate.list {
-                Some(list) => self.undo_delegate(delegate, list, alive).await,
-                None if delegate.interface == *primary => self.del_unrecorded_primary().await,
-                None => Ok(()),
+                Some(list) if !on_disk => self.undo_delegate(delegate, list, alive).await,
+                _ if delegate.interface == *primary => self.del_unrecorded_primary().await,
+                _ => Ok(()),
             };
             let undone = undone.and_then(|()| files.forget_result(container, &delegate.interface));
             errors.extend(undone.err().map(|error| error.of_network(delegate.interface.clone())));
         }
         let known = delegates.iter().all(|delegate| delegate.list.is_some());
         if !known || left.is_none_or(|left| left.torn) {
-            errors.extend(self.undo_what_nothing_tells_of().await);
+            errors.extend(self.undo_what_nothing_tells_of(left.is_some()).await);
         }
         if !delegates.iter().any(|delegate| delegate.interface == *primary) {
             errors.extend(self.del_unrecorded_primary().await.err());
         }
         errors
+    }
+
+    /// Whether the primary's configuration on disk is the one that a copy which may be lossy was made of.
+    async fn is_better_on_disk(&self, delegate: &Delegate) -> bool {
+        let Some(copy) = delegate.list.as_ref().filter(|_| delegate.may_be_lossy) else { return false };
+        let networks = configured::networks(&self.settings, &self.cluster).await.unwrap_or_default();
+        networks.first().is_some_and(|primary| primary.list.name == copy.name)
     }
 
     /// DEL of one attachment: what is built in by sriov-cni's file, the rest by its plugins.
@@ -102,10 +110,16 @@ impl Engine {
     }
 
     /// VFs and addresses of the container that no file of Multus' tells of: by sriov-cni's files, and by the pools'.
-    async fn undo_what_nothing_tells_of(&self) -> Vec<Error> {
+    ///
+    /// Every lease file is read for that, so there must be a sign that the container had something: a file of Multus'
+    /// (`known`) or of sriov-cni's, or the result that the runtime keeps until a DEL succeeded. A DEL that is merely repeated
+    /// has none.
+    async fn undo_what_nothing_tells_of(&self, known: bool) -> Vec<Error> {
         let mut errors = Vec::new();
+        let mut had_something = known || self.invocation.conf.raw("prevResult").is_some();
         match self.interfaces_of_sriov_cni() {
             Ok(interfaces) => {
+                had_something |= !interfaces.is_empty();
                 for interface in interfaces {
                     let undone = self.undo_vf_alone(&interface).await;
                     errors.extend(undone.err().map(|error| error.of_network(interface)));
@@ -113,7 +127,7 @@ impl Engine {
             }
             Err(error) => errors.push(error),
         }
-        if errors.is_empty() {
+        if errors.is_empty() && had_something {
             errors.extend(self.release_leases_of_container());
         }
         errors
@@ -136,6 +150,7 @@ impl Engine {
         let delegate = Delegate {
             interface: interface.to_owned(),
             list: None,
+            may_be_lossy: false,
             previous: None,
             args: None,
             runtime_config: Object::default(),

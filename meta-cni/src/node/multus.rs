@@ -33,6 +33,8 @@ pub struct Delegate {
     pub interface: String,
     /// Its configuration; nothing if no file tells it any more.
     pub list: Option<PluginList>,
+    /// Multus' own copy is all that is left of it, which may lack what only the plugins know (multus#1449).
+    pub may_be_lossy: bool,
     /// The result of its ADD.
     pub previous: Option<Value>,
     /// `CNI_ARGS` of its ADD.
@@ -93,6 +95,7 @@ impl RawResult {
         Delegate {
             interface: self.if_name,
             list: config,
+            may_be_lossy: false,
             previous: self.result.filter(Value::is_object),
             args: Some(args),
             runtime_config: self.capability_args.unwrap_or_default(),
@@ -167,6 +170,7 @@ impl MultusFiles {
             let mut delegate = at.map_or_else(|| bare(&interface), |at| results.remove(at).into_delegate());
             if delegate.list.is_none() {
                 delegate.list = raw.bytes.and_then(|bytes| plugins(&bytes.0, None));
+                delegate.may_be_lossy = true;
             }
             delegates.push(delegate);
         }
@@ -217,6 +221,7 @@ fn bare(interface: &str) -> Delegate {
     Delegate {
         interface: interface.to_owned(),
         list: None,
+        may_be_lossy: false,
         previous: None,
         args: None,
         runtime_config: Object::default(),

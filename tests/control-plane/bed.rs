@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use crate::harness::{Call, World, beds, ip, ip_in, names};
 
-/// The service account of deploy/rbac.yaml, as the API server knows it.
+/// The service account of deploy/base/rbac.yaml, as the API server knows it.
 pub(crate) const USER: &str = "system:serviceaccount:kube-system:meta-cni";
 /// By which containerd hands over annotations.
 const ANNOTATIONS: &str = "io.kubernetes.cri.pod-annotations";
@@ -217,7 +217,7 @@ impl Bed {
         Self::kubectl(&["create", "token", "meta-cni", "--namespace", "kube-system"], "")
     }
 
-    /// A kubeconfig with a token of the service account of deploy/rbac.yaml.
+    /// A kubeconfig with a token of the service account of deploy/base/rbac.yaml.
     pub(crate) fn service_account() -> PathBuf {
         Self::kubeconfig("service-account", &Self::server(), &json!({"token": Self::token()}))
     }

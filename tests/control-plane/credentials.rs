@@ -74,7 +74,7 @@ fn a_client_certificate_works_from_files_and_in_place() {
     scene.works(&Bed::kubeconfig("files", &Bed::server(), &user));
     let nobody = Bed::kubeconfig("nobody", &Bed::server(), &json!({}));
     let text = scene.fails(&nobody, 11);
-    assert!(text.contains("system:anonymous") && text.contains("deploy/rbac.yaml"), "{text}");
+    assert!(text.contains("system:anonymous") && text.contains("deploy/base/rbac.yaml"), "{text}");
 }
 
 #[test]

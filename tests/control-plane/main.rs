@@ -10,5 +10,7 @@ mod bed;
 mod budget;
 mod credentials;
 mod identity;
+mod manifests;
 mod outage;
+mod policy;
 mod rbac;

@@ -1,4 +1,4 @@
-//! deploy/rbac.yaml is enough, and each of its rules is needed.
+//! deploy/base/rbac.yaml is enough, and each of its rules is needed.
 
 use serde_json::{Value, json};
 
@@ -24,7 +24,7 @@ fn set_rules(role: &Value, rules: &[Value], gone: Option<(&str, &str)>) {
     }
 }
 
-/// What the role allows, in the order of deploy/rbac.yaml.
+/// What the role allows, in the order of deploy/base/rbac.yaml.
 const ACTIONS: [(&str, &str); 3] =
     [("get", "pods"), ("patch", "pods/status"), ("get", "network-attachment-definitions.k8s.cni.cncf.io")];
 
@@ -51,7 +51,7 @@ fn each_rule_of_the_role_is_needed_and_its_lack_is_named() {
         let (verb, resource) = gone;
         let plain = resource.split('.').next().unwrap();
         assert!(text.contains(&format!("cannot {verb} resource \"{plain}\"")), "{text}");
-        assert!(text.contains(USER) && text.contains("deploy/rbac.yaml"), "{text}");
+        assert!(text.contains(USER) && text.contains("deploy/base/rbac.yaml"), "{text}");
         bed.assert_undone(&netns);
     }
     set_rules(&role, &rules, None);

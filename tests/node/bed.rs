@@ -93,7 +93,7 @@ impl Node {
         node
     }
 
-    /// A token file of deploy/rbac.yaml's service account, and a kubeconfig that names it.
+    /// A token file of deploy/base/rbac.yaml's service account, and a kubeconfig that names it.
     fn give_credentials(&self) {
         let token = self.kubectl(&["create", "token", "meta-cni", "--namespace", "kube-system"], "");
         fs::write(self.directory.join("token"), token).unwrap();

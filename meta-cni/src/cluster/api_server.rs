@@ -195,7 +195,7 @@ impl Failure {
                 "cannot {verb} {what}: the API server does not accept our credentials ({message}): renew those of the kubeconfig"
             )),
             Self::Status(403, message) => Error::TryLater(format!(
-                "cannot {verb} {what}: {message}: grant it to the user of the kubeconfig (deploy/rbac.yaml)"
+                "cannot {verb} {what}: {message}: grant it to the user of the kubeconfig (deploy/base/rbac.yaml)"
             )),
             Self::Status(code, message) => {
                 Error::TryLater(format!("cannot {verb} {what}: the API server answered {code}: {message}"))

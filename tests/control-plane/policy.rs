@@ -1,0 +1,155 @@
+//! deploy/base/policy.yaml: what the token of a node may do of all that its role allows.
+
+use http::Request;
+use kube::{
+    Client, Config,
+    config::{KubeConfigOptions, Kubeconfig},
+};
+use serde_json::{Value, json};
+
+use crate::bed::{ApiPod, Bed, NETWORKS, STATUS, USER, wait_for};
+
+/// The policy, in force until this is dropped: other tests come with tokens of no node.
+struct Policy;
+
+impl Policy {
+    fn enforce() -> Self {
+        Bed::kubectl(&["apply", "-f", Self::FILE], "");
+        let policy = Self;
+        let probe = Bed::pod("probe", &json!({}));
+        let (unbound, write) = (Bed::service_account(), status_annotation("probed"));
+        wait_for("the server goes by the policy", 20, || {
+            patch_status(unbound.to_str().unwrap(), &probe, &write).is_err()
+        });
+        policy
+    }
+
+    const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/base/policy.yaml");
+}
+
+impl Drop for Policy {
+    fn drop(&mut self) {
+        Bed::kubectl_raw(&["delete", "-f", Self::FILE], "");
+    }
+}
+
+/// A kubeconfig with a token as kubelet projects it into the pods of the DaemonSet on a node.
+fn of_node(node: &str) -> String {
+    let name = format!("installer-{node}");
+    Bed::create(&[json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": "kube-system"},
+        "spec": {"nodeName": node, "serviceAccountName": "meta-cni", "automountServiceAccountToken": false,
+                 "containers": [{"name": "c", "image": "localhost/test/pause:1"}]}
+    })]);
+    let bound = ["--bound-object-kind", "Pod", "--bound-object-name", &name];
+    let create = ["create", "token", "meta-cni", "--namespace", "kube-system"];
+    let token = Bed::kubectl(&[create.as_slice(), &bound].concat(), "");
+    let path = Bed::kubeconfig(&format!("of-{node}"), &Bed::server(), &json!({"token": token}));
+    path.to_str().unwrap().to_owned()
+}
+
+fn status_annotation(text: &str) -> Value {
+    json!({"metadata": {"annotations": {STATUS: text}}})
+}
+
+/// Patches a pod's status with a kubeconfig: one request, as we send it. What the server made of it, or why not.
+fn patch_status(kubeconfig: &str, pod: &ApiPod, patch: &Value) -> Result<Value, String> {
+    let request = Request::patch(format!("/api/v1/namespaces/default/pods/{}/status", pod.name))
+        .header("content-type", "application/merge-patch+json")
+        .body(patch.to_string().into_bytes())
+        .unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let kubeconfig = Kubeconfig::read_from(kubeconfig).unwrap();
+        let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.unwrap();
+        match Client::try_from(config).unwrap().request(request).await {
+            Ok(object) => Ok(object),
+            Err(kube::Error::Api(status)) => Err(format!("{}: {}", status.reason, status.message)),
+            Err(other) => panic!("{other}"),
+        }
+    })
+}
+
+/// A pod without the fields that the server itself counts up.
+fn object(name: &str) -> Value {
+    let mut pod: Value = serde_json::from_str(&Bed::kubectl(&["get", "pod", name, "-o", "json"], "")).unwrap();
+    for key in ["resourceVersion", "managedFields", "generation"] {
+        pod["metadata"].as_object_mut().unwrap().remove(key);
+    }
+    pod
+}
+
+#[test]
+fn a_nodes_token_writes_the_status_annotation_of_its_own_pods_alone() {
+    let bed = Bed::enter();
+    bed.macvlans(&[("policed", 15)]);
+    let _policy = Policy::enforce();
+    let node_1 = of_node("node-1");
+    let pod = Bed::pod("policed", &json!({NETWORKS: "policed", "others": "kept", STATUS: "before"}));
+
+    // What we do is allowed.
+    let conf = bed.conf(node_1.as_ref());
+    let netns = bed.world.netns();
+    bed.call("ADD", &netns, &conf, &pod).ok();
+    let networks: Vec<Value> =
+        Bed::status("policed").unwrap().as_array().unwrap().iter().map(|entry| entry["name"].clone()).collect();
+    assert_eq!(networks, ["cbr0", "default/policed"]);
+    bed.call("DEL", &netns, &conf, &pod).ok();
+    bed.assert_undone(&netns);
+
+    // Nothing else is.
+    let before = object("policed");
+    let annotated = |key: &str, value: Value| json!({"metadata": {"annotations": {key: value, STATUS: "written"}}});
+    for (patch, reason) in [
+        (annotated("others", json!("changed")), "writes k8s.v1.cni.cncf.io/network-status alone"),
+        (annotated("others", Value::Null), "writes k8s.v1.cni.cncf.io/network-status alone"),
+        (annotated("more", json!("added")), "writes k8s.v1.cni.cncf.io/network-status alone"),
+        (annotated(NETWORKS, json!("other-net")), "writes k8s.v1.cni.cncf.io/network-status alone"),
+        (json!({"metadata": {"labels": {"app": "stolen"}}}), "labels are not"),
+        (json!({"metadata": {"finalizers": ["example.com/for-ever"]}}), "finalizers are not"),
+        (json!({"status": {"phase": "Failed"}}), "of a pod's status"),
+        (json!({"status": {"podIP": "10.0.0.1"}}), "of a pod's status"),
+    ] {
+        let said = patch_status(&node_1, &pod, &patch).unwrap_err();
+        assert!(said.starts_with("Forbidden: ") && said.contains(reason), "{patch}: {said}");
+    }
+    let said = patch_status(&of_node("node-2"), &pod, &status_annotation("from elsewhere")).unwrap_err();
+    assert!(said.contains("the pod is on node node-1, the token is of node node-2"), "{said}");
+    let unbound = Bed::service_account();
+    let said = patch_status(unbound.to_str().unwrap(), &pod, &status_annotation("from nowhere")).unwrap_err();
+    assert!(said.contains("the token names no node"), "{said}");
+    // The server drops what is no part of the status.
+    patch_status(&node_1, &pod, &json!({"spec": {"activeDeadlineSeconds": 1}})).unwrap();
+    assert_eq!(object("policed"), before);
+}
+
+#[test]
+fn a_nodes_token_comes_to_nothing_but_pods_and_definitions() {
+    let bed = Bed::enter();
+    bed.macvlans(&[("barred", 16)]);
+    let node = of_node("node-3");
+    Bed::pod("barred", &json!({}));
+    let config = r#"{"spec": {"config": "{}"}}"#;
+    let spec = r#"{"spec": {"activeDeadlineSeconds": 1}}"#;
+    for words in [
+        vec!["get", "secrets", "--all-namespaces"],
+        vec!["get", "pods"],
+        vec!["get", "nodes"],
+        vec!["patch", "pod", "barred", "--type=merge", "-p", spec],
+        vec!["patch", "pod", "barred", "--type=merge", "-p", r#"{"metadata": {"labels": {"app": "stolen"}}}"#],
+        vec!["delete", "pod", "barred"],
+        vec!["patch", "net-attach-def", "barred", "--type=merge", "-p", config],
+        vec!["delete", "net-attach-def", "barred"],
+        vec!["create", "token", "meta-cni", "--namespace", "kube-system"],
+    ] {
+        let (success, stdout, stderr) =
+            Bed::kubectl_raw(&[["--kubeconfig", node.as_str()].as_slice(), &words].concat(), "");
+        let refused = format!("User \"{USER}\" cannot {}", words[0]);
+        let listed = format!("User \"{USER}\" cannot list");
+        let created = format!("User \"{USER}\" cannot create");
+        assert!(
+            !success && [refused, listed, created].iter().any(|text| stderr.contains(text)),
+            "{words:?}: {stdout}{stderr}"
+        );
+    }
+}

@@ -7,7 +7,7 @@ SEED ?= $(shell date +%s)
 export META_CNI_BED_CACHE := $(BEDS)
 export META_CNI_REFERENCE_PLUGINS := $(BEDS)/plugins/reference
 
-.PHONY: all fmt lint test soak demo bench build release beds test-host test-guest
+.PHONY: all fmt lint test soak demo bench build release image beds test-host test-guest
 
 all: build
 
@@ -16,6 +16,11 @@ build:
 
 release:
 	$(CARGO) build --locked --release
+
+# A container image from scratch, for deploy/base/daemonset.yaml; no container engine is needed.
+IMAGE ?= meta-cni:latest
+image: release
+	deploy/image target/$$(rustc -vV | sed -n 's/^host: //p')/release/meta-cni target/image/meta-cni.tar $(IMAGE)
 
 fmt:
 	$(CARGO) fmt --all

@@ -22,6 +22,7 @@ mod drop_in;
 mod eviction;
 mod executed_ipam;
 mod face;
+mod howto;
 mod kinds;
 mod multus;
 mod node;

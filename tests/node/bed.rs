@@ -135,7 +135,7 @@ impl Node {
         }
     }
 
-    fn ip(&self, arguments: &str) -> String {
+    pub(crate) fn ip(&self, arguments: &str) -> String {
         let words: Vec<&str> = ["ip"].into_iter().chain(arguments.split(' ')).collect();
         let (success, text) = self.run(&words, "");
         assert!(success, "ip {arguments}: {text}");
@@ -265,7 +265,7 @@ impl Node {
         left.extend(self.run(&["ls", "/run/netns"], "").1.split_whitespace().map(str::to_owned));
         let links: Value = serde_json::from_str(&self.ip("-j link show type veth")).unwrap();
         let veths = links.as_array().unwrap().iter().filter_map(|link| link["ifname"].as_str());
-        left.extend(veths.filter(|name| !["uplink", "wire"].contains(name)).map(str::to_owned));
+        left.extend(veths.filter(|name| !["uplink", "wire", "eth0", "wire0"].contains(name)).map(str::to_owned));
         left
     }
 

@@ -164,3 +164,24 @@ fn devices_that_kubelet_gave_a_pod_go_to_its_networks() {
     node.assert_free();
     drop(plugin);
 }
+
+/// The definition and the pod of Multus' quickstart. Its image is another one here, since there is no registry.
+#[test]
+fn the_pod_of_multus_quickstart_runs_unchanged() {
+    let node = enter();
+    for arguments in ["link add eth0 type veth peer name wire0", "link set eth0 up", "link set wire0 up"] {
+        node.ip(arguments);
+    }
+    let example = include_str!("../../deploy/examples/quickstart.yaml")
+        .replace("image: alpine", "image: localhost/test/busybox:1")
+        .replace("  containers:", "  nodeName: node-1\n  containers:");
+    node.kubectl(&["create", "-f", "-"], &example);
+    node.wait_ready(&["samplepod"]);
+    let status = assert_attached(&node, "samplepod", &[("podnet", "eth0"), ("default/macvlan-conf", "net1")]);
+    let address = status[1]["ips"][0].as_str().unwrap();
+    let last: u8 = address.strip_prefix("192.168.1.").expect("of the definition's range").parse().unwrap();
+    assert!((200..=216).contains(&last), "{address}");
+    node.kubectl(&["delete", "pod", "samplepod", "--timeout=60s"], "");
+    node.assert_free();
+    node.ip("link delete eth0");
+}

@@ -8,7 +8,10 @@ mod harness;
 
 mod bed;
 mod budget;
+mod certificates;
 mod credentials;
+mod front;
 mod identity;
 mod outage;
 mod rbac;
+mod status;

@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::{
-    bed::{ApiPod, Bed, NETWORKS, handed},
+    bed::{ApiPod, Bed, NETWORKS, STATUS, definition, handed},
     front::{Answer, Front},
-    harness::Interface,
+    harness::{Interface, Recorder},
 };
 
 /// A pod with a network, and a front between us and the server.
@@ -144,4 +144,64 @@ fn a_plain_pod_does_not_wait_for_a_server_in_trouble() {
     assert!(Interface::find(&scene.netns, "eth0").is_some());
     scene.bed.call("DEL", &scene.netns, &scene.conf, &scene.pod).ok();
     scene.bed.assert_undone(&scene.netns);
+}
+
+fn object(pod: &str) -> Value {
+    serde_json::from_str(&Bed::kubectl(&["get", "pod", pod, "-o", "json", "--show-managed-fields=false"], "")).unwrap()
+}
+
+/// The sandbox of a pod is made anew, with what the former one left in the object.
+#[test]
+fn the_status_of_a_former_sandbox_is_replaced_and_nothing_else_changes() {
+    let bed = Bed::enter();
+    bed.macvlans(&[("anew", 36)]);
+    let conf = bed.conf(&Bed::service_account());
+    let stale = json!([{"name": "cbr0", "interface": "eth0"}, {"name": "a", "interface": "net1"}, {"name": "b"}]);
+    let annotations = json!({NETWORKS: "anew", "other/annotation": "k8s.v1.cni.cncf.io/", STATUS: stale.to_string()});
+    let pod = Bed::pod("anew", &annotations);
+    let before = object("anew");
+    let mut macs = Vec::new();
+    for _ in 0..2 {
+        let netns = bed.world.netns();
+        bed.call("ADD", &netns, &conf, &pod).ok();
+        let status = Bed::status("anew").expect("network-status");
+        let interfaces: Vec<&Value> = status.as_array().unwrap().iter().map(|entry| &entry["interface"]).collect();
+        assert_eq!(interfaces, ["eth0", "net1"]);
+        assert_eq!(status[1]["mac"], Interface::find(&netns, "net1").expect("net1").mac());
+        macs.push(status[1]["mac"].clone());
+        let mut after = object("anew");
+        after["metadata"]["annotations"][STATUS] = before["metadata"]["annotations"][STATUS].clone();
+        after["metadata"]["resourceVersion"] = before["metadata"]["resourceVersion"].clone();
+        assert_eq!(after, before, "labels, other annotations, specification and status are as before");
+        bed.call("DEL", &netns, &conf, &pod).ok();
+        bed.assert_undone(&netns);
+        let kept = Bed::status("anew").expect("network-status");
+        assert_eq!(kept, status, "DEL asks for nothing, and the pod's object ends with the pod");
+    }
+    assert_ne!(macs[0], macs[1]);
+}
+
+/// A patch that says what is there already: the server makes no new version of the object, and wakes nobody who watches it.
+#[test]
+fn an_equal_status_makes_no_new_version_of_the_pod() {
+    let bed = Bed::enter();
+    let recorder = Recorder::install(&bed.world.bin, &["fixed", "first"]);
+    Bed::create(&[definition("fixed", &json!({"cniVersion": "1.0.0", "type": "fixed"}))]);
+    let mut conf = bed.conf(&Bed::service_account());
+    conf["clusterNetwork"] = json!(bed.world.primary(&json!({"cniVersion": "1.0.0", "name": "main", "type": "first"})));
+    let address =
+        |last: u8| format!(r#"echo '{{"cniVersion":"1.0.0","ips":[{{"address":"10.1.0.{last}/24"}}]}}'; exit 0"#);
+    let pod = Bed::pod_with("equal", "fixed");
+    let mut versions = Vec::new();
+    for last in [5, 5, 6] {
+        recorder.behave("fixed", "ADD", &address(last));
+        let netns = bed.world.netns();
+        let asked = Bed::requests(|| drop(bed.call("ADD", &netns, &conf, &pod).ok()));
+        assert_eq!(asked.last().map(String::as_str), Some("patch pods/equal/status"));
+        assert_eq!(Bed::status("equal").expect("network-status")[1]["ips"], json!([format!("10.1.0.{last}")]));
+        versions.push(object("equal")["metadata"]["resourceVersion"].clone());
+        bed.call("DEL", &netns, &conf, &pod).ok();
+    }
+    assert!(versions[0] == versions[1] && versions[1] != versions[2], "{versions:?}");
+    bed.world.assert_clean();
 }

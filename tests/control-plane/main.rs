@@ -8,9 +8,12 @@ mod harness;
 
 mod bed;
 mod budget;
+mod certificates;
 mod credentials;
+mod front;
 mod identity;
 mod manifests;
 mod outage;
 mod policy;
 mod rbac;
+mod status;

@@ -20,3 +20,4 @@ mod refusals;
 mod requests;
 mod results;
 mod sources;
+mod status;

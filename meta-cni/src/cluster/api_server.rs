@@ -3,27 +3,22 @@
 use std::{
     hash::{BuildHasher as _, Hasher as _, RandomState},
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
 use http::{Method, Request, header};
-use hyper_util::{
-    client::legacy::{Client as HttpClient, connect::HttpConnector},
-    rt::TokioExecutor,
-};
-use kube::{
-    Client, Config,
-    client::ConfigExt as _,
-    config::{AuthInfo, KubeConfigOptions, Kubeconfig},
-};
+use kube::client::Body;
 use serde_json::{Value, json};
 use tokio::{
-    sync::OnceCell,
+    sync::Mutex,
     time::{Instant, timeout_at},
 };
-use tower::ServiceBuilder;
 
-use super::{Pod, PodName, Written, dns::Resolver};
+use super::{
+    Pod, PodName, Written,
+    connection::{Connection, Unusable, connect, tls_refused},
+};
 use crate::{
     cni::Error,
     network::{Definition, network_status::STATUS_ANNOTATION},
@@ -31,28 +26,22 @@ use crate::{
 
 /// Only metadata is sent back: a pod with many containers is tens of KiB.
 const METADATA_ONLY: &str = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1";
-/// How long a connection may take to open.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a pod is looked for that the server does not know: kubelet may have heard of it from another one, which is
 /// ahead. After that it was deleted.
 const NEW_POD_PATIENCE: Duration = Duration::from_millis(2500);
-/// After which time a request is sent again, the first time.
+/// After which time a request is sent again, the first time, and at most.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
-/// How often a request that met a busy or restarting server is sent again.
-const RETRIES: u32 = 5;
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// How long credentials are read anew that are not accepted, or do not belong together: who replaces a certificate and
+/// its key does it one after the other.
+const ROTATION_PATIENCE: Duration = Duration::from_secs(1);
 
-/// An API server, reached with the credentials of a kubeconfig. The file, and a token file it names, are read in each
-/// process anew: nothing outlives a rotation.
+/// An API server, reached with the credentials of a kubeconfig. The file, and the files that it names, are read in each
+/// process anew, and again when they are not accepted: nothing outlives a rotation.
 pub struct ApiServer {
     kubeconfig: PathBuf,
     deadline: Instant,
-    connection: OnceCell<Connection>,
-}
-
-/// A client, and the URL that it leads to, for messages.
-struct Connection {
-    client: Client,
-    server: String,
+    connection: Mutex<Option<Arc<Connection>>>,
 }
 
 impl std::fmt::Debug for ApiServer {
@@ -63,7 +52,7 @@ impl std::fmt::Debug for ApiServer {
 
 impl ApiServer {
     pub(super) fn new(kubeconfig: &Path, deadline: Instant) -> Self {
-        Self { kubeconfig: kubeconfig.to_owned(), deadline, connection: OnceCell::new() }
+        Self { kubeconfig: kubeconfig.to_owned(), deadline, connection: Mutex::new(None) }
     }
 
     pub(super) async fn pod(&self, pod: &PodName) -> Result<Pod, Error> {
@@ -75,7 +64,7 @@ impl ApiServer {
             match self.send(Method::GET, &path, METADATA_ONLY, None).await {
                 Ok(object) => return Ok(Pod::from_object(&object)),
                 Err(Failure::Status(404, _)) if Instant::now() + pause < patience.min(self.deadline) => {
-                    back_off(pause).await;
+                    back_off(Duration::ZERO, pause).await;
                     pause *= 2;
                 }
                 Err(Failure::Status(404, _)) => {
@@ -117,40 +106,96 @@ impl ApiServer {
         }
     }
 
+    /// Sends a request until it is answered: again and again within the deadline while the server is busy or breaks off,
+    /// and with credentials that are read anew for a while if these are not accepted.
     async fn send(&self, method: Method, path: &str, accept: &str, patch: Option<Value>) -> Result<Value, Failure> {
-        let connecting = self.connection.get_or_try_init(|| connect(&self.kubeconfig));
-        let Connection { client, server } = match timeout_at(self.deadline, connecting).await {
-            Ok(connection) => connection.map_err(Failure::Ours)?,
-            Err(_) => return Err(Failure::Away("the deadline passed while the client was made".to_owned())),
-        };
         let body = patch.map(|patch| patch.to_string().into_bytes()).unwrap_or_default();
         let mut pause = FIRST_PAUSE;
-        for attempt in 0.. {
-            let request = Request::builder()
-                .method(method.clone())
-                .uri(path)
-                .header(header::ACCEPT, accept)
-                .header(header::CONTENT_TYPE, "application/merge-patch+json")
-                .body(body.clone())
-                .map_err(|problem| Failure::Ours(Error::Config(format!("{path}: {problem}"))))?;
-            let failure = match timeout_at(self.deadline, client.request::<Value>(request)).await {
-                Ok(Ok(value)) => return Ok(value),
-                Ok(Err(error)) => Failure::of(error, server),
-                Err(_) => return Err(Failure::Away(format!("{server}: the deadline passed without an answer"))),
+        let mut rotation_ends = None;
+        loop {
+            let (failure, server_asks) = match self.send_once(&method, path, accept, &body).await {
+                Ok(value) => return Ok(value),
+                Err(failure) => failure,
             };
-            if attempt >= RETRIES || !failure.may_pass() || Instant::now() + pause >= self.deadline {
+            let give_up = match failure.passes_with() {
+                Passes::Never => return Err(failure),
+                Passes::Time => self.deadline,
+                Passes::OtherCredentials => {
+                    (*rotation_ends.get_or_insert(Instant::now() + ROTATION_PATIENCE)).min(self.deadline)
+                }
+            };
+            if Instant::now() + server_asks + pause >= give_up {
                 return Err(failure);
             }
-            back_off(pause).await;
-            pause *= 3;
+            if !matches!(failure, Failure::Status(code, _) if code != 401) {
+                // The next one has the credentials that are there by then.
+                *self.connection.lock().await = None;
+            }
+            back_off(server_asks, pause).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
         }
-        Err(Failure::Away("not tried".to_owned()))
+    }
+
+    /// Sends a request once. A failure comes with the time that the server wants to be left alone.
+    async fn send_once(
+        &self,
+        method: &Method,
+        path: &str,
+        accept: &str,
+        body: &[u8],
+    ) -> Result<Value, (Failure, Duration)> {
+        let at_once = |failure| (failure, Duration::ZERO);
+        let connection = match timeout_at(self.deadline, self.connected()).await {
+            Ok(connection) => connection.map_err(at_once)?,
+            Err(_) => {
+                return Err(at_once(Failure::Away("the deadline passed while the client was made".to_owned())));
+            }
+        };
+        let request = Request::builder()
+            .method(method.clone())
+            .uri(path)
+            .header(header::ACCEPT, accept)
+            .header(header::CONTENT_TYPE, "application/merge-patch+json")
+            .body(Body::from(body.to_vec()))
+            .map_err(|problem| at_once(Failure::Ours(Error::Config(format!("{path}: {problem}")))))?;
+        let server = &connection.server;
+        let exchange = async {
+            let (head, body) = connection.client.send(request).await?.into_parts();
+            Ok((head, body.collect_bytes().await?))
+        };
+        let (head, answer) = match timeout_at(self.deadline, exchange).await {
+            Ok(answered) => answered.map_err(|error: kube::Error| at_once(Failure::of(&error, server)))?,
+            Err(_) => return Err(at_once(Failure::Away(format!("{server}: the deadline passed without an answer")))),
+        };
+        let object = serde_json::from_slice::<Value>(&answer);
+        if head.status.is_success() {
+            return object.map_err(|problem| at_once(Failure::Away(format!("{server}: its answer: {problem}"))));
+        }
+        // What stands before the server, and the server itself when it has too much to do, answer with plain text.
+        let message = object.ok().and_then(|status| Some(status["message"].as_str()?.to_owned()));
+        let message = message.unwrap_or_else(|| String::from_utf8_lossy(&answer).trim().chars().take(300).collect());
+        let asks = head.headers.get(header::RETRY_AFTER).and_then(|seconds| seconds.to_str().ok()?.parse().ok());
+        Err((Failure::Status(head.status.as_u16(), message), Duration::from_secs(asks.unwrap_or_default())))
+    }
+
+    async fn connected(&self) -> Result<Arc<Connection>, Failure> {
+        let mut connection = self.connection.lock().await;
+        if let Some(connection) = connection.as_ref() {
+            return Ok(connection.clone());
+        }
+        let made = connect(&self.kubeconfig).await.map_err(|problem| match problem {
+            Unusable::Yet(error) => Failure::Credentials(error),
+            Unusable::Ever(error) => Failure::Ours(error),
+        })?;
+        let made = Arc::new(made);
+        *connection = Some(made.clone());
+        Ok(made)
     }
 }
 
-/// Waits before something is sent again.
-async fn back_off(longest: Duration) {
-    tokio::time::sleep(jittered(longest)).await;
+/// Waits before something is sent again: some time, and a pause that differs from one pod to the next.
+async fn back_off(at_least: Duration, longest: Duration) {
+    tokio::time::sleep(at_least + jittered(longest)).await;
 }
 
 /// A pause between half and all of `longest`: many pods that met the same busy server do not come back at once.
@@ -166,27 +211,47 @@ enum Failure {
     Status(u16, String),
     /// No answer: from where and why.
     Away(String),
+    /// The connection ended before the answer did.
+    Broken(String),
+    /// One side does not accept the other's certificate.
+    Distrusted(String),
+    /// The credentials cannot be used as they are.
+    Credentials(Error),
     /// The request could not even be made.
     Ours(Error),
 }
 
+/// What a failure may pass with.
+enum Passes {
+    Never,
+    Time,
+    OtherCredentials,
+}
+
 impl Failure {
-    fn of(error: kube::Error, server: &str) -> Self {
-        match error {
-            kube::Error::Api(status) => Self::Status(status.code, status.message.clone()),
-            other => {
-                // The cause at the bottom says what happened ("Connection refused"), the top only that it did.
-                let mut cause: &dyn std::error::Error = &other;
-                while let Some(next) = cause.source() {
-                    cause = next;
-                }
-                Self::Away(format!("{server}: {cause}"))
-            }
+    fn of(error: &kube::Error, server: &str) -> Self {
+        // The cause at the bottom says what happened ("Connection refused"), the top only that it did.
+        let mut cause: &dyn std::error::Error = error;
+        let mut connected = true;
+        while let Some(next) = cause.source() {
+            cause = next;
+            let client = cause.downcast_ref::<hyper_util::client::legacy::Error>();
+            connected &= !client.is_some_and(hyper_util::client::legacy::Error::is_connect);
+        }
+        let text = format!("{server}: {cause}");
+        match (tls_refused(error), connected) {
+            (true, _) => Self::Distrusted(text),
+            (false, true) => Self::Broken(text),
+            (false, false) => Self::Away(text),
         }
     }
 
-    fn may_pass(&self) -> bool {
-        matches!(self, Self::Status(409 | 429 | 500 | 502..=504, _))
+    fn passes_with(&self) -> Passes {
+        match self {
+            Self::Status(409 | 429 | 500 | 502..=504, _) | Self::Broken(_) => Passes::Time,
+            Self::Status(401, _) | Self::Distrusted(_) | Self::Credentials(_) => Passes::OtherCredentials,
+            Self::Status(..) | Self::Away(_) | Self::Ours(_) => Passes::Never,
+        }
     }
 
     fn into_error(self, verb: &str, what: &str) -> Error {
@@ -200,68 +265,14 @@ impl Failure {
             Self::Status(code, message) => {
                 Error::TryLater(format!("cannot {verb} {what}: the API server answered {code}: {message}"))
             }
-            Self::Away(problem) => {
+            Self::Away(problem) | Self::Distrusted(problem) => {
                 Error::TryLater(format!("cannot {verb} {what}: the API server cannot be reached: {problem}"))
             }
-            Self::Ours(error) => error,
+            Self::Broken(problem) => {
+                Error::TryLater(format!("cannot {verb} {what}: the API server broke off its answer: {problem}"))
+            }
+            Self::Credentials(error) | Self::Ours(error) => error,
         }
-    }
-}
-
-/// A client as kube makes it, but for the resolver (see `dns`) and TCP_NODELAY: with Nagle's algorithm the first request
-/// waits 40 ms for a delayed acknowledgement.
-async fn connect(path: &Path) -> Result<Connection, Error> {
-    let wrong = |problem: &dyn std::fmt::Display| Error::Config(format!("kubeconfig {}: {problem}", path.display()));
-    let kubeconfig = match Kubeconfig::read_from(path) {
-        Ok(kubeconfig) => kubeconfig,
-        Err(kube::config::KubeconfigError::ReadConfig(source, _)) => {
-            return Err(Error::io("read", path.display(), source));
-        }
-        Err(problem) => return Err(wrong(&problem)),
-    };
-    let mut config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
-        .await
-        .map_err(|problem| wrong(&problem))?;
-    if let Some(reason) = refused(&config.auth_info) {
-        return Err(wrong(&reason));
-    }
-    if let Some(file) = config.auth_info.token_file.take() {
-        config.auth_info.token = Some(read_token(&file)?.into());
-    }
-    let mut connector = HttpConnector::new_with_resolver(Resolver);
-    connector.enforce_http(false);
-    connector.set_nodelay(true);
-    connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
-    let connector = config.rustls_https_connector_with_connector(connector).map_err(|problem| wrong(&problem))?;
-    let http: HttpClient<_, kube::client::Body> = HttpClient::builder(TokioExecutor::new()).build(connector);
-    let service = ServiceBuilder::new()
-        .layer(config.base_uri_layer())
-        .option_layer(config.auth_layer().map_err(|problem| wrong(&problem))?)
-        .map_err(tower::BoxError::from)
-        .service(http);
-    let server = config.cluster_url.to_string().trim_end_matches('/').to_owned();
-    Ok(Connection { client: Client::new(service, config.default_namespace), server })
-}
-
-/// What of the current context's user we do not do. It is refused: left out, we would be somebody else at the server.
-fn refused(user: &AuthInfo) -> Option<&'static str> {
-    if user.exec.is_some() || user.auth_provider.is_some() {
-        return Some(
-            "the user of its current context gets its credentials from a program (exec or auth-provider), which is not \
-             run for every pod: use a token file or a client certificate",
-        );
-    }
-    let another = user.impersonate.is_some() || user.impersonate_groups.is_some() || user.impersonate_uid.is_some();
-    another.then_some("the user of its current context acts as another one (as, as-groups or as-uid): give that one's own credentials")
-}
-
-/// The token in a file, without the line feed that an editor or a shell leaves behind it: that is no part of a header.
-/// As in client-go, the file counts for more than a token in the kubeconfig itself.
-fn read_token(path: &str) -> Result<String, Error> {
-    let text = std::fs::read_to_string(path).map_err(|source| Error::io("read the token in", path, source))?;
-    match text.trim() {
-        "" => Err(Error::Config(format!("the token file {path} is empty: put the token of a service account there"))),
-        token => Ok(token.to_owned()),
     }
 }
 

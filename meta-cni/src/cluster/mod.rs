@@ -1,6 +1,7 @@
 //! Where pods and definitions come from and where status goes: an API server, or a directory of manifests.
 
 mod api_server;
+mod connection;
 mod dns;
 mod manifests;
 

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::cni::{CniResult, Dns};
+use crate::cni::{CniResult, Dns, Ip};
 
 /// The annotation's key (multi-net-spec 5).
 pub const STATUS_ANNOTATION: &str = "k8s.v1.cni.cncf.io/network-status";
@@ -61,36 +61,34 @@ fn entries_of<'a>(attached: &'a Attached<'a>) -> Vec<Entry<'a>> {
     let result = attached.result;
     let inside: Vec<usize> =
         (0..result.interfaces.len()).filter(|&at| !result.interfaces[at].sandbox.is_empty()).collect();
-    let of = |ips: Vec<IpAddr>, interface, mac, mtu, first: bool| Entry {
+    let of = |ips: Vec<&Ip>, interface, mac, mtu, main: bool| Entry {
         name: attached.network,
         interface,
-        ips,
+        ips: ips.into_iter().map(|ip| ip.address.addr()).collect(),
         mac,
         mtu,
-        default: attached.primary && first,
+        default: attached.primary && main,
         dns: &result.dns,
-        device_info: attached.device_info.as_ref().filter(|_| first),
-        gateway: if first { attached.default_gateways.clone() } else { Vec::new() },
+        device_info: attached.device_info.as_ref().filter(|_| main),
+        gateway: if main { attached.default_gateways.clone() } else { Vec::new() },
     };
-    let all = || result.ips.iter().map(|ip| ip.address.addr()).collect();
-    match inside[..] {
+    let Some(&last) = inside.last() else {
         // Old results have no interfaces: the name that was asked for is the name.
-        [] => vec![of(all(), attached.interface, "", None, true)],
-        [only] => {
-            let interface = &result.interfaces[only];
-            vec![of(all(), &interface.name, &interface.mac, interface.mtu, true)]
-        }
-        _ => inside
-            .iter()
-            .map(|&at| {
-                let interface = &result.interfaces[at];
-                let last = inside.last() == Some(&at);
-                let own = |ip: &&crate::cni::Ip| ip.interface == Some(at) || (last && ip.interface.is_none());
-                let ips = result.ips.iter().filter(own).map(|ip| ip.address.addr()).collect();
-                of(ips, &interface.name, &interface.mac, interface.mtu, inside[0] == at)
-            })
-            .collect(),
-    }
+        return vec![of(result.ips.iter().collect(), attached.interface, "", None, true)];
+    };
+    // An address that is said to be of no interface is the last one's; one of the host's end is nobody's here.
+    let of_interface = |at: usize| -> Vec<&Ip> {
+        let own = |ip: &&Ip| ip.interface == Some(at) || (at == last && ip.interface.is_none());
+        result.ips.iter().filter(own).collect()
+    };
+    // Whoever looks for the pod's own network among several interfaces wants the one that leads out.
+    let leads_out = |at: &usize| of_interface(*at).iter().any(|ip| ip.gateway.is_some());
+    let main = inside.iter().copied().find(leads_out).unwrap_or(inside[0]);
+    let entry = |&at: &usize| {
+        let interface = &result.interfaces[at];
+        of(of_interface(at), &interface.name, &interface.mac, interface.mtu, at == main)
+    };
+    inside.iter().map(entry).collect()
 }
 
 #[cfg(test)]

@@ -1,0 +1,120 @@
+//! A connection to an API server with the credentials of a kubeconfig.
+
+use std::{io, path::Path, time::Duration};
+
+use hyper_util::{
+    client::legacy::{Client as HttpClient, connect::HttpConnector},
+    rt::TokioExecutor,
+};
+use kube::{
+    Client, Config,
+    client::ConfigExt as _,
+    config::{AuthInfo, KubeConfigOptions, Kubeconfig},
+};
+use tower::ServiceBuilder;
+
+use super::dns::Resolver;
+use crate::cni::Error;
+
+/// How long a connection may take to open.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A client, and the URL that it leads to, for messages.
+pub(super) struct Connection {
+    pub(super) client: Client,
+    pub(super) server: String,
+}
+
+/// Why there is no connection.
+pub(super) enum Unusable {
+    /// Credentials that may be whole the next moment.
+    Yet(Error),
+    /// A user that we cannot be.
+    Ever(Error),
+}
+
+impl From<Error> for Unusable {
+    fn from(error: Error) -> Self {
+        Self::Yet(error)
+    }
+}
+
+/// A client as kube makes it, but for the resolver (see `dns`) and TCP_NODELAY: with Nagle's algorithm the first request
+/// waits 40 ms for a delayed acknowledgement.
+pub(super) async fn connect(path: &Path) -> Result<Connection, Unusable> {
+    let wrong = |problem: &dyn std::fmt::Display| Error::Config(format!("kubeconfig {}: {problem}", path.display()));
+    let kubeconfig = match Kubeconfig::read_from(path) {
+        Ok(kubeconfig) => kubeconfig,
+        Err(kube::config::KubeconfigError::ReadConfig(source, _)) => {
+            return Err(Error::io("read", path.display(), source).into());
+        }
+        Err(problem) => return Err(wrong(&problem).into()),
+    };
+    let mut config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
+        .await
+        .map_err(|problem| wrong(&problem))?;
+    if let Some(reason) = refused(&config.auth_info) {
+        return Err(Unusable::Ever(wrong(&reason)));
+    }
+    if let Some(file) = config.auth_info.token_file.take() {
+        config.auth_info.token = Some(read_token(&file)?.into());
+    }
+    let mut connector = HttpConnector::new_with_resolver(Resolver);
+    connector.enforce_http(false);
+    connector.set_nodelay(true);
+    connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
+    let connector = config.rustls_https_connector_with_connector(connector).map_err(|problem| {
+        Error::TryLater(format!(
+            "kubeconfig {}: {problem}: its client certificate and key must be whole and of one pair: if they are not just \
+             being replaced, issue them anew",
+            path.display()
+        ))
+    })?;
+    let http: HttpClient<_, kube::client::Body> = HttpClient::builder(TokioExecutor::new()).build(connector);
+    let service = ServiceBuilder::new()
+        .layer(config.base_uri_layer())
+        .option_layer(config.auth_layer().map_err(|problem| wrong(&problem))?)
+        .map_err(tower::BoxError::from)
+        .service(http);
+    let server = config.cluster_url.to_string().trim_end_matches('/').to_owned();
+    Ok(Connection { client: Client::new(service, config.default_namespace), server })
+}
+
+/// What of the current context's user we do not do. It is refused: left out, we would be somebody else at the server.
+fn refused(user: &AuthInfo) -> Option<&'static str> {
+    if user.exec.is_some() || user.auth_provider.is_some() {
+        return Some(
+            "the user of its current context gets its credentials from a program (exec or auth-provider), which is not \
+             run for every pod: use a token file or a client certificate",
+        );
+    }
+    let another = user.impersonate.is_some() || user.impersonate_groups.is_some() || user.impersonate_uid.is_some();
+    another.then_some("the user of its current context acts as another one (as, as-groups or as-uid): give that one's own credentials")
+}
+
+/// The token in a file, without the line feed that an editor or a shell leaves behind it: that is no part of a header.
+/// As in client-go, the file counts for more than a token in the kubeconfig itself.
+fn read_token(path: &str) -> Result<String, Error> {
+    let text = std::fs::read_to_string(path).map_err(|source| Error::io("read the token in", path, source))?;
+    match text.trim() {
+        "" => Err(Error::Config(format!("the token file {path} is empty: put the token of a service account there"))),
+        token => Ok(token.to_owned()),
+    }
+}
+
+/// Whether TLS failed, on either side: the network as such has carried both sides' words.
+pub(super) fn tls_refused(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        // An error of I/O passes over the one that it wraps when it is asked for its source.
+        let wrapped = error.downcast_ref::<io::Error>();
+        if wrapped.is_some_and(|error| error.kind() == io::ErrorKind::InvalidData) {
+            return true;
+        }
+        next = match wrapped.and_then(io::Error::get_ref) {
+            Some(inner) => Some(inner),
+            None => error.source(),
+        };
+    }
+    false
+}

@@ -10,6 +10,7 @@ mod bed;
 mod budget;
 mod certificates;
 mod credentials;
+mod crowd;
 mod front;
 mod identity;
 mod manifests;

@@ -104,7 +104,7 @@ fn what_an_element_asks_for_reaches_the_plugins_that_can_serve_it() {
         "infiniband-guid": "c2:11:22:33:44:55:66:77", "portMappings": [{"hostPort": 8080, "containerPort": 80}],
         "bandwidth": {"ingressRate": 1000}, "cni-args": {"a": {"b": [1, 2]}}
     });
-    node.world.pod("p", &json!([element, {"name": "y", "ips": ["10.1.0.8"]}]).to_string());
+    node.world.pod("p", &json!([element, {"name": "y", "ips": ["10.1.0.8", "fd00::8"]}]).to_string());
     // A device of its own choice takes an administrator's leave.
     node.refuses(&node.conf, 7, &["default/x: \"deviceID\": a pod may not choose a device", "\"allowDeviceID\": true"]);
     let conf = node.with("allowDeviceID", json!(true));
@@ -119,11 +119,15 @@ fn what_an_element_asks_for_reaches_the_plugins_that_can_serve_it() {
     );
     assert_eq!(told[1]["conf"]["args"], json!({"cni": {"kept": 1, "a": {"b": [1, 2]}}}));
     let args: Vec<&str> = told[1]["args"].as_str().unwrap().split(';').collect();
-    for pair in ["IP=10.1.0.7/24,fd00::7", "MAC=02:00:00:00:00:07", "K8S_POD_NAME=p", "K8S_POD_UID=uid-p"] {
+    for pair in ["MAC=02:00:00:00:00:07", "K8S_POD_NAME=p", "K8S_POD_UID=uid-p"] {
         assert_eq!(args.iter().filter(|found| **found == pair).count(), 1, "{args:?}");
     }
     assert_eq!(told[2]["conf"].get("runtimeConfig"), None, "it declares nothing");
-    assert!(told[2]["args"].as_str().unwrap().contains("IP=10.1.0.8"));
+    assert!(told[2]["args"].as_str().unwrap().contains("IP=10.1.0.8,fd00::8"));
+    assert!(
+        !told[1]["args"].as_str().unwrap().contains("IP="),
+        "more than one, which most plugins refuse, and it is told"
+    );
     assert!(!told[0]["args"].as_str().unwrap().contains("IP="), "the primary is asked for nothing");
     // What nobody declares to serve has no effect, and is refused where the administrator wants it so.
     let mut strict = conf.clone();

@@ -154,8 +154,13 @@ fn attachment(network: Network, device: Option<String>, position: usize, call: &
     let mut args = call.args.clone();
     if !selection.ips.is_empty() {
         runtime_config.set("ips", &selection.ips);
-        // The older way, which plugins without the capability read; a list is Multus' form.
-        args = args.with("IP", &selection.ips.join(","));
+        // The older way, which plugins without the capability read; a list is Multus' form. host-local refuses a list, and
+        // needs none where it is told by the capability.
+        let told =
+            list.plugins.first().is_some_and(|plugin| plugin.capabilities().is_ok_and(|all| all.contains("ips")));
+        if selection.ips.len() == 1 || !told {
+            args = args.with("IP", &selection.ips.join(","));
+        }
     }
     if let Some(mac) = &selection.mac {
         runtime_config.set("mac", mac);

@@ -1,4 +1,4 @@
-//! The API requests that we make, all of them: GET a pod's metadata, GET a definition, PATCH a pod's status.
+//! The API requests that we make, all of them: GET a pod's metadata, GET a definition, PATCH a pod's status, POST an event.
 
 use std::{
     hash::{BuildHasher as _, Hasher as _, RandomState},
@@ -95,7 +95,8 @@ impl ApiServer {
             Ok(object) => Ok(Definition::from_object(&object)),
             Err(Failure::Status(404, _)) => Err(Error::Config(format!(
                 "there is no {what}: create the NetworkAttachmentDefinition, or correct the pod's annotation"
-            ))),
+            ))
+            .missing(format!("{namespace}/{name}"))),
             Err(failure) => Err(failure.into_error("get", &what)),
         }
     }
@@ -114,6 +115,36 @@ impl ApiServer {
             Err(failure) => {
                 Err(failure.into_error("write network-status of", &format!("pod {}/{}", pod.namespace, pod.name)))
             }
+        }
+    }
+
+    /// Creates an event: one try, without a deadline, which its caller has. Its name says which one it is, so one that is
+    /// there already came by an earlier try.
+    pub(super) async fn create_event(&self, namespace: &str, name: &str, event: &Value) -> Posted {
+        let Connection { client, server } = match self.connection.get_or_try_init(|| connect(&self.kubeconfig)).await {
+            Ok(connection) => connection,
+            Err(error) => return Posted::Later(error),
+        };
+        let request = Request::builder()
+            .method(Method::POST)
+            .uri(format!("/api/v1/namespaces/{namespace}/events"))
+            .header(header::ACCEPT, METADATA_ONLY)
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(event.to_string().into_bytes());
+        let failure = match request {
+            Ok(request) => match client.request::<Value>(request).await {
+                Ok(_) => return Posted::Done,
+                Err(error) => Failure::of(error, server),
+            },
+            Err(problem) => Failure::Ours(Error::Config(format!("event {name}: {problem}"))),
+        };
+        let what = format!("event {namespace}/{name}");
+        match failure {
+            Failure::Status(409, _) => Posted::Done,
+            Failure::Status(401 | 403, _) => Posted::NoneAllowed(failure.into_error("create", &what)),
+            Failure::Away(_) => Posted::Later(failure.into_error("create", &what)),
+            other if other.may_pass() => Posted::Later(other.into_error("create", &what)),
+            other => Posted::Refused(other.into_error("create", &what)),
         }
     }
 
@@ -148,8 +179,21 @@ impl ApiServer {
     }
 }
 
+/// What became of an event that was to be created.
+#[derive(Debug)]
+pub(super) enum Posted {
+    /// It is there.
+    Done,
+    /// The server refuses this one.
+    Refused(Error),
+    /// The server refuses us: no other one is worth a request.
+    NoneAllowed(Error),
+    /// It may be taken later.
+    Later(Error),
+}
+
 /// Waits before something is sent again.
-async fn back_off(longest: Duration) {
+pub(super) async fn back_off(longest: Duration) {
     tokio::time::sleep(jittered(longest)).await;
 }
 

@@ -45,7 +45,7 @@ pub fn run(
     let mut arguments = arguments.into_iter().peekable();
     let by_a_runtime = env("CNI_COMMAND").is_some_and(|command| !command.is_empty());
     if called == Called::Engine(Face::Meta) && !by_a_runtime && arguments.peek().is_some() {
-        return cli::run(arguments);
+        return cli::run(arguments, stdin);
     }
     let invocation = match Asked::read(&env, stdin) {
         Ok(Asked::About) => return Reply { stderr: called.about(), ..Reply::success(String::new()) },
@@ -139,14 +139,20 @@ async fn dispatch(face: Face, invocation: Invocation, settings: Settings) -> Res
     let command = invocation.command;
     let work = async {
         let mut engine = Engine::new(face, invocation, settings)?;
-        match command {
+        let events = engine.events();
+        let outcome = match command {
             Command::Add => engine.add().await.map(Some),
             Command::Del => engine.del().await.map(|()| None),
             Command::Check => engine.check().await.map(|()| None),
             Command::Gc => engine.gc().await.map(|()| None),
             Command::Status => engine.status().await.map(|()| None),
             Command::Version => Ok(None),
-        }
+        };
+        // The reply is ready: what is still open, the sandbox's lock above all, is given up, and only then events are waited
+        // for (for 50 ms at most).
+        drop(engine);
+        events.finish().await;
+        outcome
     };
     tracing::Instrument::instrument(work, span).await
 }

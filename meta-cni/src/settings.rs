@@ -30,7 +30,7 @@ pub const CNI_KEYS: [&str; 13] = [
 /// The keys of GC's list of valid attachments.
 const GC_KEYS: [&str; 2] = ["cni.dev/valid-attachments", "cni.dev/attachments"];
 /// Keys of ours and of Multus that have an effect here.
-const KNOWN_KEYS: [&str; 28] = [
+const KNOWN_KEYS: [&str; 29] = [
     "clusterNetwork",
     "delegates",
     "defaultNetworks",
@@ -40,6 +40,7 @@ const KNOWN_KEYS: [&str; 28] = [
     "retryDeleteOnError",
     "capabilityCheck",
     "allowDeviceID",
+    "events",
     "confDir",
     "binDir",
     "cniDir",
@@ -91,6 +92,29 @@ const READINESS_TIMEOUT: Duration = Duration::from_secs(30);
 const ADD_TIMEOUT: Duration = Duration::from_secs(100);
 const DEL_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// Which events a pod gets (`events`).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum EventLevel {
+    /// Of what was attached, too.
+    All,
+    /// Of what was refused or failed, or is attached with less than the pod asks for.
+    #[default]
+    Failures,
+    /// None.
+    Off,
+}
+
+impl EventLevel {
+    fn read(text: &str) -> Result<Self, Error> {
+        match text {
+            "all" => Ok(Self::All),
+            "" | "failures" => Ok(Self::Failures),
+            "off" => Ok(Self::Off),
+            other => Err(Error::Config(format!("\"events\" is all, failures or off, not \"{other}\""))),
+        }
+    }
+}
+
 /// What an administrator configured. See the README for the meaning of each key.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -112,6 +136,8 @@ pub struct Settings {
     pub strict_capabilities: bool,
     /// Whether a pod may choose a device by itself (`allowDeviceID`).
     pub allow_device_id: bool,
+    /// Which events a pod gets (`events`).
+    pub events: EventLevel,
     /// Where configurations are looked up by name (`confDir`).
     pub conf_dir: PathBuf,
     /// Where plugins are looked for before `CNI_PATH` (`binDir`).
@@ -189,6 +215,7 @@ impl Settings {
                 }
             },
             allow_device_id: conf.switch("allowDeviceID")?,
+            events: EventLevel::read(&conf.text("events")?)?,
             conf_dir: path("confDir", CONF_DIR)?,
             bin_dir: path("binDir", BIN_DIR)?,
             state_dir: path("cniDir", STATE_DIR)?,
@@ -236,6 +263,7 @@ impl Settings {
             auxiliary_chain: String::new(),
             strict_capabilities: false,
             allow_device_id: false,
+            events: EventLevel::Off,
             conf_dir: CONF_DIR.into(),
             bin_dir: BIN_DIR.into(),
             state_dir: STATE_DIR.into(),
@@ -388,6 +416,7 @@ mod tests {
         assert_eq!(settings.conf_dir, Path::new("/etc/cni/multus/net.d"));
         assert_eq!(settings.global_namespaces, BTreeSet::from(["default".to_owned()]));
         assert_eq!(settings.builtins.len(), 3);
+        assert_eq!(settings.events, EventLevel::Failures);
         assert!(settings.log_to_stderr && !settings.namespace_isolation);
     }
 
@@ -399,6 +428,8 @@ mod tests {
         );
         assert!(refusal(r#"{"clusterNetwork":7}"#).contains("clusterNetwork"));
         assert!(refusal(r#"{"clusterNetwork":"a","builtins":["vlan"]}"#).contains("\"vlan\" is not built in"));
+        assert!(refusal(r#"{"clusterNetwork":"a","events":"some"}"#).contains("all, failures or off, not \"some\""));
+        assert!(refusal(r#"{"clusterNetwork":"a","events":true}"#).contains("\"events\""));
         assert!(refusal(r#"{"clusterNetwork":"a","delTimeoutSeconds":0}"#).contains("at least 1"));
         assert!(
             refusal(r#"{"clusterNetwork":"a","kubeconfig":"/a","manifestDir":"/b"}"#).contains("exclude each other")

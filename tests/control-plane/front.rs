@@ -52,7 +52,7 @@ pub(crate) struct Front {
 }
 
 impl Front {
-    /// Starts it in this thread's namespace. What it hands on is asked for by the user of deploy/rbac.yaml.
+    /// Starts it in this thread's namespace. What it hands on is asked for by the user of deploy/base/rbac.yaml.
     pub(crate) fn start() -> Self {
         let upstream = Bed::service_account();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();

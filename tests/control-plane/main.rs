@@ -11,6 +11,7 @@ mod budget;
 mod certificates;
 mod credentials;
 mod crowd;
+mod events;
 mod front;
 mod identity;
 mod manifests;

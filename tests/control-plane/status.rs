@@ -119,7 +119,7 @@ fn a_status_that_is_never_written_undoes_the_pod_at_the_deadline() {
     for (code, says) in [
         (404, "pod default/never is gone, or another one has its name"),
         (422, "pod default/never is gone, or another one has its name"),
-        (403, "deploy/rbac.yaml"),
+        (403, "deploy/base/rbac.yaml"),
         (400, "answered 400: said by the front"),
     ] {
         scene.front.always("PATCH", Answer::Code(code, None));

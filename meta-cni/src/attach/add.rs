@@ -14,7 +14,7 @@ use super::{
     request::Request,
 };
 use crate::{
-    cluster::{PodName, Written},
+    cluster::{Event, PodName, Written},
     cni::{CniResult, Error, chain},
     face::Face,
     network::{
@@ -80,12 +80,15 @@ impl Engine {
 
     async fn add_locked(&self, netns: &Netns) -> Result<Value, Error> {
         let others = self.settle_earlier_attempts().await?;
-        let request = self.request(&others).await?;
+        let refused = |error: &Error| self.events.raise(Event::of_refusals(error));
+        let request = self.request(&others).await.inspect_err(refused)?;
+        self.events.raise(request.attachments.iter().filter_map(Event::unserved));
         let mut progress = Progress::default();
         let outcome = self.attach_all(&request, netns, &mut progress).await;
         match outcome {
             Ok(value) => Ok(value),
             Err(error) => {
+                refused(&error);
                 let Progress { mut made, begun, announcements } = progress;
                 announcements.stop().await;
                 made.extend(begun.into_values());
@@ -134,11 +137,14 @@ impl Engine {
             });
             if let Some(last) = made.last_mut() {
                 let attaching = self.attach(attachment, netns, last, announcements);
-                attaching.await.map_err(|error| error.of_network(attachment.title()))?;
+                attaching.await.map_err(|error| attachment.failed(error))?;
             }
         }
         self.settle_default_routes(request, netns, made).await?;
         self.report(request, made).await?;
+        self.events.raise(
+            made.iter().map(|Made { record, result, .. }| Event::added(&record.interface, &record.network, result)),
+        );
         let Some(primary) = made.first_mut() else {
             return Err(Error::Config("there is no primary network".to_owned()));
         };
@@ -236,7 +242,7 @@ impl Engine {
                 let link = sandbox::read_back(&links, &name).await?.link;
                 set_default_route(&links, link.index, &attachment.default_route).await
             };
-            let changed = change.await.map_err(|error| Error::from(error).of_network(attachment.title()))?;
+            let changed = change.await.map_err(|error| attachment.failed(error.into()))?;
             made[at].record.default_routes = Some(changed);
             self.records.write(&made[at].record, false)?;
             for gateway in &attachment.default_route {

@@ -58,6 +58,7 @@ impl Engine {
             args: self.invocation.args.clone(),
             default_route: Vec::new(),
             resource: None,
+            unserved: Vec::new(),
         })
     }
 

@@ -22,7 +22,8 @@ const PASSTHRU: &str = "passthru";
 /// [`Error::Config`] for a wrong configuration, [`Error::TryLater`] when it is not there (yet).
 pub(super) async fn networks(settings: &Settings, cluster: &Cluster) -> Result<Vec<Network>, Error> {
     let networks = match &settings.cluster_network {
-        Some(name) => vec![find("clusterNetwork", name, settings, cluster).await?],
+        // The mark is for the networks beside the primary.
+        Some(name) => vec![find("clusterNetwork", name, settings, cluster).await.map_err(Error::unmarked)?],
         None => settings
             .delegates
             .iter()
@@ -47,7 +48,11 @@ pub(super) async fn defaults(settings: &Settings, cluster: &Cluster) -> Result<V
     let (mut networks, mut errors) = (Vec::new(), Vec::new());
     for name in &settings.default_networks {
         let found = find("defaultNetworks", name, settings, cluster).await;
-        match found.and_then(|network| refuse_meta_plugin(&network).map(|()| network)) {
+        let judged = found.and_then(|network| {
+            refuse_meta_plugin(&network).map_err(|error| error.refusing(name.as_str()))?;
+            Ok(network)
+        });
+        match judged {
             Ok(network) => networks.push(network),
             Err(error) => errors.push(error.of_network(format!("defaultNetworks \"{name}\""))),
         }
@@ -103,25 +108,29 @@ fn refuse_meta_plugin(network: &Network) -> Result<(), Error> {
     }
 }
 
-/// A path of a file, or of a directory with one; a name in `confDir`; a definition.
+/// A path of a file, or of a directory with one; a name in `confDir`; a definition. What is wrong is marked as this
+/// network's own, unless it is the API server.
 async fn find(key: &str, name: &str, settings: &Settings, cluster: &Cluster) -> Result<Network, Error> {
     let path = Path::new(name);
     if path.is_absolute() {
-        return at_path(path).map(Network::of_list);
+        return at_path(path).map(Network::of_list).map_err(|error| error.refusing(name));
     }
     if !name.contains('/') && has_conf(&settings.conf_dir, name) {
-        return PluginList::find(&settings.conf_dir, name).map(Network::of_list);
+        let list = PluginList::find(&settings.conf_dir, name);
+        return list.map(Network::of_list).map_err(|error| error.refusing(name));
     }
     if !cluster.is_there() {
-        return Err(Error::TryLater(format!(
+        let text = format!(
             "the configuration of \"{key}\" is missing: no file in {} has the name \"{name}\"",
             settings.conf_dir.display()
-        )));
+        );
+        return Err(Error::TryLater(text).missing(name));
     }
     let (namespace, name) = name.split_once('/').unwrap_or((&settings.multus_namespace, name));
     let definition = cluster.definition(namespace, name).await?;
-    let list = definition.plugins(&settings.conf_dir)?;
-    Ok(Network { name: format!("{namespace}/{name}"), selection: None, list, resource: definition.resource })
+    let full_name = format!("{namespace}/{name}");
+    let list = definition.plugins(&settings.conf_dir).map_err(|error| error.refusing(&full_name))?;
+    Ok(Network { name: full_name, selection: None, list, resource: definition.resource })
 }
 
 fn has_conf(directory: &Path, name: &str) -> bool {
@@ -133,7 +142,10 @@ fn has_conf(directory: &Path, name: &str) -> bool {
 }
 
 fn at_path(path: &Path) -> Result<PluginList, Error> {
-    let missing = || Error::TryLater(format!("a network's configuration is missing: {}", path.display()));
+    let missing = || {
+        let path = path.display().to_string();
+        Error::TryLater(format!("a network's configuration is missing: {path}")).missing(path)
+    };
     let file = if path.is_dir() {
         let mut files = files_in(path, &["conf", "conflist"]);
         files.retain(|file| !is_ours(file));

@@ -28,7 +28,7 @@ use sandbox::Netns;
 use tokio::time::Instant;
 
 use crate::{
-    cluster::Cluster,
+    cluster::{Cluster, Events},
     cni::{CniArgs, Command, Error, Invocation, Object, Scene},
     face::Face,
     node::{Layout, boot_id},
@@ -45,6 +45,8 @@ pub struct Engine {
     layout: Layout,
     records: Records,
     cluster: Cluster,
+    /// What the pod's events say of this call.
+    events: Events,
     boot_id: String,
     /// Of the meta plugin `binDir`, then `CNI_PATH`; of a plugin alone `CNI_PATH`.
     path: Vec<PathBuf>,
@@ -70,10 +72,12 @@ impl Engine {
             }
             Face::Sriov => invocation.path.clone(),
         };
+        let cluster = Cluster::of(&settings, deadline);
         Ok(Self {
             face,
             records: Records::of(&layout),
-            cluster: Cluster::of(&settings, deadline),
+            events: Events::of(&settings, &cluster),
+            cluster,
             boot_id: boot_id()?,
             layout,
             settings,
@@ -82,6 +86,12 @@ impl Engine {
             deadline,
             lock: None,
         })
+    }
+
+    /// The events of this call, which outlive the engine.
+    #[must_use]
+    pub fn events(&self) -> Events {
+        self.events.clone()
     }
 
     /// Takes the lock of a sandbox; plugins that are executed from now on are noted in it.

@@ -50,6 +50,7 @@ impl Engine {
         let pod = PodName::of_args(&self.invocation.args);
         let runtime_config: Object = self.invocation.conf.get("runtimeConfig")?.unwrap_or_default();
         let known = self.pod(pod.as_ref(), &runtime_config).await?;
+        self.events.about(pod.as_ref(), &known);
         let asked = self.asked(pod.as_ref(), &known)?;
         let definitions = self.definitions(pod.as_ref(), &asked).await?;
         let own = self.own_networks(asked, &definitions)?;
@@ -113,7 +114,8 @@ impl Engine {
             }
             Ok(chosen.pop())
         });
-        match (primary, networks) {
+        // Which network it is about is in the text: an element that does not parse names none.
+        match (primary, networks.map_err(|error| error.refusing(""))) {
             (Ok(primary), Ok(networks)) => Ok(Asked { primary, networks }),
             (Err(first), Err(second)) => Err(Error::Several(vec![first, second])),
             (Err(error), _) | (_, Err(error)) => Err(error),
@@ -131,7 +133,7 @@ impl Engine {
             }
             let is_primary = asked.primary.as_ref() == Some(selection);
             if let Some(refusal) = self.isolation(pod, selection, is_primary) {
-                errors.push(refusal);
+                errors.push(if is_primary { refusal } else { refusal.refusing(network) });
                 continue;
             }
             match self.cluster.definition(&selection.namespace, &selection.name).await {
@@ -166,26 +168,26 @@ impl Engine {
         asked: Asked,
         definitions: &BTreeMap<String, Definition>,
     ) -> Result<(Option<Network>, Vec<Network>), Error> {
-        let mut errors = Vec::new();
-        let mut found = |selection: Selection| {
+        let found = |selection: Selection| {
             let name = selection.network();
-            let Some(definition) = definitions.get(&name) else {
-                errors.push(Error::Config(format!("there is no definition {name}")));
-                return None;
-            };
-            match definition.plugins(&self.settings.conf_dir) {
-                Ok(list) => {
-                    let resource = selection.resource.clone().or_else(|| definition.resource.clone());
-                    Some(Network { name, selection: Some(selection), list, resource })
-                }
-                Err(error) => {
-                    errors.push(error);
-                    None
-                }
-            }
+            let missing = || Error::Config(format!("there is no definition {name}")).missing(&name);
+            let definition = definitions.get(&name).ok_or_else(missing)?;
+            let list = definition.plugins(&self.settings.conf_dir)?;
+            let resource = selection.resource.clone().or_else(|| definition.resource.clone());
+            Ok(Network { name, selection: Some(selection), list, resource })
         };
-        let primary = asked.primary.and_then(&mut found);
-        let networks = asked.networks.into_iter().filter_map(found).collect();
+        let (mut networks, mut errors): (Vec<Network>, Vec<Error>) = Default::default();
+        let primary = asked.primary.map(found).transpose().unwrap_or_else(|error| {
+            errors.push(error);
+            None
+        });
+        for selection in asked.networks {
+            let name = selection.network();
+            match found(selection) {
+                Ok(network) => networks.push(network),
+                Err(error) => errors.push(error.refusing(name)),
+            }
+        }
         Error::join(errors).map_or(Ok((primary, networks)), Err)
     }
 
@@ -204,7 +206,8 @@ impl Engine {
             networks.extend(configured::defaults(&self.settings, &self.cluster).await?);
         }
         networks.extend(own);
-        networks.extend(configured::auxiliary(&self.settings)?);
+        let chain = configured::auxiliary(&self.settings);
+        networks.extend(chain.map_err(|error| error.refusing(&self.settings.auxiliary_chain))?);
         Ok(networks)
     }
 
@@ -218,7 +221,9 @@ impl Engine {
             networks.iter().map(|network| (network.name.clone(), network.resource.clone())).collect();
         let devices = match pod.filter(|_| resources.iter().any(|(_, resource)| resource.is_some())) {
             Some(pod) => {
-                kubelet::devices(pod, Path::new(kubelet::SOCKET), Path::new(kubelet::CHECKPOINT), self.deadline).await?
+                let (socket, checkpoint) = (Path::new(kubelet::SOCKET), Path::new(kubelet::CHECKPOINT));
+                let given = kubelet::devices(pod, socket, checkpoint, self.deadline).await;
+                given.map_err(|error| error.refusing(with_resource(&networks)))?
             }
             None => Devices::default(),
         };
@@ -242,17 +247,14 @@ impl Engine {
         let mut devices = BTreeMap::new();
         let own: BTreeSet<PciAddress> = attachments.iter().flat_map(devices_of).collect();
         for attachment in attachments {
-            let judged = self.judge(attachment, &own).map_err(|error| error.of_network(attachment.title()));
+            let judged = self.judge(attachment, &own).map_err(|error| attachment.failed(error));
             match judged {
                 Ok(None) => {}
                 Ok(Some(device)) => {
                     if let Some(other) = devices.insert(device.clone(), attachment.title()) {
-                        errors.push(
-                            Error::Config(format!(
-                                "device {device} is already used by {other}: each network needs its own"
-                            ))
-                            .of_network(attachment.title()),
-                        );
+                        errors.push(attachment.failed(Error::Config(format!(
+                            "device {device} is already used by {other}: each network needs its own"
+                        ))));
                     }
                 }
                 Err(error) => errors.push(error),
@@ -284,11 +286,16 @@ fn second_flannel(attachments: &[Attachment]) -> Option<Error> {
     let has_flannel = |attachment: &&Attachment| attachment.list.plugins.iter().any(|plugin| plugin.kind == "flannel");
     let mut with_flannel = attachments.iter().filter(has_flannel);
     let (first, second) = (with_flannel.next()?, with_flannel.next()?);
-    Some(Error::Config(format!(
-        "{}: {} already runs the plugin flannel, which keeps one state for a container: a pod can have it once",
-        second.title(),
+    Some(second.failed(Error::Config(format!(
+        "{} already runs the plugin flannel, which keeps one state for a container: a pod can have it once",
         first.title()
-    )))
+    ))))
+}
+
+/// The networks whose devices kubelet is asked for.
+fn with_resource(networks: &[Network]) -> String {
+    let wanting = networks.iter().filter(|network| network.resource.is_some());
+    wanting.map(|network| network.name.as_str()).collect::<Vec<_>>().join(", ")
 }
 
 /// The PCI devices that an attachment uses: given by kubelet, or written into its configuration.

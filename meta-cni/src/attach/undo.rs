@@ -22,6 +22,7 @@ impl Engine {
             layout: self.layout.clone(),
             records: self.records.clone(),
             cluster: crate::cluster::Cluster::of(&self.settings, deadline),
+            events: self.events.clone(),
             boot_id: self.boot_id.clone(),
             path: self.path.clone(),
             invocation: self.invocation.clone(),

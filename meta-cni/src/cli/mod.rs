@@ -4,13 +4,15 @@
 mod arguments;
 mod ipam;
 mod node;
+mod post_events;
 mod table;
 
-use std::ffi::OsString;
+use std::{ffi::OsString, io::Read};
 
 use serde::Serialize;
 
 use crate::{
+    cluster::POST_COMMAND,
     cni::Error,
     face::{Called, Face},
     run::Reply,
@@ -147,14 +149,21 @@ impl Form {
     }
 }
 
-/// Runs a command line, without the program's name.
-pub(crate) fn run(arguments: impl IntoIterator<Item = OsString>) -> Reply {
-    let outcome = match arguments::read(COMMANDS, arguments) {
+/// Runs a command line, without the program's name. `stdin` is for what we start ourselves.
+pub(crate) fn run(arguments: impl IntoIterator<Item = OsString>, stdin: impl Read) -> Reply {
+    let mut arguments = arguments.into_iter().peekable();
+    if arguments.peek().is_some_and(|word| word == POST_COMMAND) {
+        return reply(post_events::run(stdin));
+    }
+    reply(match arguments::read(COMMANDS, arguments) {
         Err(problem) => Err(Failure::Usage(problem)),
         Ok(Asked::Version) => Ok(Answer { text: Called::Engine(Face::Meta).about(), good: true }),
         Ok(Asked::Help(words)) => Ok(Answer { text: arguments::help(COMMANDS, &words), good: true }),
         Ok(Asked::Run(command, arguments)) => run_command(command, &arguments),
-    };
+    })
+}
+
+fn reply(outcome: Result<Answer, Failure>) -> Reply {
     let (stdout, stderr, code) = match outcome {
         Ok(answer) => (answer.text, String::new(), if answer.good { 0 } else { FAILED }),
         Err(Failure::Usage(problem)) => {

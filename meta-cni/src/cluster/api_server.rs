@@ -1,4 +1,4 @@
-//! The API requests that we make, all of them: GET a pod's metadata, GET a definition, PATCH a pod's status.
+//! The API requests that we make, all of them: GET a pod's metadata, GET a definition, PATCH a pod's status, POST an event.
 
 use std::{
     hash::{BuildHasher as _, Hasher as _, RandomState},
@@ -84,7 +84,8 @@ impl ApiServer {
             Ok(object) => Ok(Definition::from_object(&object)),
             Err(Failure::Status(404, _)) => Err(Error::Config(format!(
                 "there is no {what}: create the NetworkAttachmentDefinition, or correct the pod's annotation"
-            ))),
+            ))
+            .missing(format!("{namespace}/{name}"))),
             Err(failure) => Err(failure.into_error("get", &what)),
         }
     }
@@ -103,6 +104,25 @@ impl ApiServer {
             Err(failure) => {
                 Err(failure.into_error("write network-status of", &format!("pod {}/{}", pod.namespace, pod.name)))
             }
+        }
+    }
+
+    /// Creates an event: one try. Its name says which one it is, so one that is there already came by an earlier try.
+    pub(super) async fn create_event(&self, namespace: &str, name: &str, event: &Value) -> Posted {
+        let path = format!("/api/v1/namespaces/{namespace}/events");
+        let body = event.to_string().into_bytes();
+        let failure = match self.send_once(&Method::POST, &path, METADATA_ONLY, &body).await {
+            Ok(_) => return Posted::Done,
+            Err((failure, _)) => failure,
+        };
+        let what = format!("event {namespace}/{name}");
+        match (&failure, failure.passes_with()) {
+            (Failure::Status(409, _), _) => Posted::Done,
+            (Failure::Status(401 | 403, _), _) => Posted::NoneAllowed(failure.into_error("create", &what)),
+            (Failure::Away(_) | Failure::Ours(_), _) | (_, Passes::Time | Passes::OtherCredentials) => {
+                Posted::Later(failure.into_error("create", &what))
+            }
+            (_, Passes::Never) => Posted::Refused(failure.into_error("create", &what)),
         }
     }
 
@@ -151,11 +171,12 @@ impl ApiServer {
                 return Err(at_once(Failure::Away("the deadline passed while the client was made".to_owned())));
             }
         };
+        let content = if method == Method::POST { "application/json" } else { "application/merge-patch+json" };
         let request = Request::builder()
             .method(method.clone())
             .uri(path)
             .header(header::ACCEPT, accept)
-            .header(header::CONTENT_TYPE, "application/merge-patch+json")
+            .header(header::CONTENT_TYPE, content)
             .body(Body::from(body.to_vec()))
             .map_err(|problem| at_once(Failure::Ours(Error::Config(format!("{path}: {problem}")))))?;
         let server = &connection.server;
@@ -193,8 +214,21 @@ impl ApiServer {
     }
 }
 
+/// What became of an event that was to be created.
+#[derive(Debug)]
+pub(super) enum Posted {
+    /// It is there.
+    Done,
+    /// The server refuses this one.
+    Refused(Error),
+    /// The server refuses us: no other one is worth a request.
+    NoneAllowed(Error),
+    /// It may be taken later.
+    Later(Error),
+}
+
 /// Waits before something is sent again: some time, and a pause that differs from one pod to the next.
-async fn back_off(at_least: Duration, longest: Duration) {
+pub(super) async fn back_off(at_least: Duration, longest: Duration) {
     tokio::time::sleep(at_least + jittered(longest)).await;
 }
 

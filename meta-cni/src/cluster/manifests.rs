@@ -42,7 +42,8 @@ impl Manifests {
             None => Err(Error::Config(format!(
                 "there is no definition {namespace}/{name} in {}: add its manifest there",
                 self.directory.display()
-            ))),
+            ))
+            .missing(format!("{namespace}/{name}"))),
         }
     }
 
@@ -142,7 +143,7 @@ spec:
         assert_eq!(manifests.pod(&name("a")).unwrap().annotations["k8s.v1.cni.cncf.io/networks"], "net-a");
         assert_eq!(manifests.pod(&name("b")).unwrap(), Pod::default());
         assert_eq!(manifests.definition("other", "net-a").unwrap().config.trim(), r#"{"type": "macvlan", "n": 1.0}"#);
-        match manifests.definition("default", "net-a") {
+        match manifests.definition("default", "net-a").map_err(Error::unmarked) {
             Err(Error::Config(text)) => assert!(text.contains("no definition default/net-a"), "{text}"),
             other => panic!("{other:?}"),
         }

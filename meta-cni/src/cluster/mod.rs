@@ -1,11 +1,13 @@
-//! Where pods and definitions come from and where status goes: an API server, or a directory of manifests.
+//! Where pods and definitions come from and where status and events go: an API server, or a directory of manifests.
 
 mod api_server;
 mod connection;
 mod dns;
+mod event;
+mod events;
 mod manifests;
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use serde_json::Value;
 use tokio::time::Instant;
@@ -16,6 +18,8 @@ use crate::{
     settings::Settings,
 };
 use api_server::ApiServer;
+pub use event::{Event, Reason, Subject};
+pub use events::{Events, Handed, POST_COMMAND};
 use manifests::Manifests;
 
 /// The pod a call is for, as the runtime names it in `CNI_ARGS`.
@@ -82,7 +86,7 @@ pub enum Written {
 #[derive(Debug)]
 pub enum Cluster {
     /// An API server.
-    ApiServer(Box<ApiServer>),
+    ApiServer(Arc<ApiServer>),
     /// A directory of manifests.
     Manifests(Manifests),
     /// Nothing is configured: pods get the networks of the conf alone.
@@ -97,7 +101,7 @@ impl Cluster {
             return Self::Manifests(Manifests::new(directory));
         }
         match &settings.kubeconfig {
-            Some(path) => Self::ApiServer(Box::new(ApiServer::new(path, deadline))),
+            Some(path) => Self::ApiServer(Arc::new(ApiServer::new(path, deadline))),
             None => Self::None,
         }
     }

@@ -135,7 +135,7 @@ impl PluginList {
     /// file. A file that does not parse is passed over with a warning: it need not be the one that is wanted.
     ///
     /// # Errors
-    /// As [`PluginList::from_file`] for the file that has the name; [`Error::Config`] when none has it.
+    /// As [`PluginList::from_file`] for the file that has the name; [`Error::Config`], marked as missing, when none has it.
     pub fn find(directory: &Path, name: &str) -> Result<Self, Error> {
         for extensions in [&["conflist"][..], &["conf", "json"][..]] {
             for path in files_in(directory, extensions) {
@@ -146,7 +146,7 @@ impl PluginList {
                 }
             }
         }
-        Err(Error::Config(format!("no configuration named \"{name}\" in {}", directory.display())))
+        Err(Error::Config(format!("no configuration named \"{name}\" in {}", directory.display())).missing(name))
     }
 
     /// The list as one JSON text, as [`PluginList::from_object`] reads it.
@@ -282,7 +282,7 @@ mod tests {
             .unwrap();
         assert_eq!(PluginList::find(dir.path(), "cbr0").unwrap().kinds(), "flannel");
         assert!(
-            matches!(PluginList::find(dir.path(), "other"), Err(Error::Config(text)) if text.contains("\"other\""))
+            matches!(PluginList::find(dir.path(), "other"), Err(Error::Refused { missing: true, source, .. }) if matches!(&*source, Error::Config(text) if text.contains("\"other\"")))
         );
     }
 }

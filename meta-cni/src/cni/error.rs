@@ -93,6 +93,16 @@ pub enum Error {
         /// What went wrong there.
         source: Box<Error>,
     },
+    /// Why one of the networks beside the primary is refused or failed: the same error, marked as that network's own.
+    #[error("{source}")]
+    Refused {
+        /// The network, as it is known so far.
+        network: String,
+        /// Whether it, or its definition, is not there.
+        missing: bool,
+        /// What went wrong there.
+        source: Box<Error>,
+    },
     /// Several errors; the first decides the code.
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
     Several(Vec<Error>),
@@ -130,13 +140,50 @@ impl Error {
     /// The same error with the network it belongs to.
     #[must_use]
     pub fn of_network(self, network: impl Into<String>) -> Self {
-        Self::Network { network: network.into(), source: Box::new(self) }
+        self.within_mark(|source| Self::Network { network: network.into(), source: Box::new(source) })
+    }
+
+    /// Changes the error and leaves the mark of a network beside the primary, if there is one, outside: it is looked for there.
+    #[must_use]
+    pub fn within_mark(self, change: impl FnOnce(Self) -> Self) -> Self {
+        match self {
+            Self::Refused { network, missing, source } => {
+                Self::Refused { network, missing, source: Box::new(source.within_mark(change)) }
+            }
+            other => change(other),
+        }
+    }
+
+    /// The same error, marked as that of one of the networks beside the primary. A mark that says that the network is
+    /// missing stays.
+    #[must_use]
+    pub fn refusing(self, network: impl Into<String>) -> Self {
+        match self {
+            marked @ Self::Refused { missing: true, .. } => marked,
+            Self::Refused { source, .. } => source.refusing(network),
+            other => Self::Refused { network: network.into(), missing: false, source: Box::new(other) },
+        }
+    }
+
+    /// The same error, marked: the network is not there.
+    #[must_use]
+    pub fn missing(self, network: impl Into<String>) -> Self {
+        Self::Refused { network: network.into(), missing: true, source: Box::new(self.unmarked()) }
+    }
+
+    /// The same error without such a mark.
+    #[must_use]
+    pub fn unmarked(self) -> Self {
+        match self {
+            Self::Refused { source, .. } => source.unmarked(),
+            other => other,
+        }
     }
 
     /// The same error without the network.
     #[must_use]
     pub fn without_network(self) -> Self {
-        match self {
+        match self.unmarked() {
             Self::Network { source, .. } => *source,
             other => other,
         }
@@ -172,7 +219,7 @@ impl Error {
             Self::Address(error) => address_code(error),
             Self::DelegateBroken(_) => 103,
             Self::Delegate { code, .. } => delegate_code(*code),
-            Self::Network { source, .. } => source.code(),
+            Self::Network { source, .. } | Self::Refused { source, .. } => source.code(),
             Self::Several(errors) => errors.first().map_or(103, Error::code),
         }
     }
@@ -186,7 +233,7 @@ impl Error {
                 format!("config is \"{config}\", plugin supports [{}]", all.join(" "))
             }
             Self::Delegate { details, .. } => details.clone(),
-            Self::Network { source, .. } => source.details(),
+            Self::Network { source, .. } | Self::Refused { source, .. } => source.details(),
             Self::Several(errors) => {
                 errors.iter().map(Error::details).filter(|details| !details.is_empty()).collect::<Vec<_>>().join("; ")
             }

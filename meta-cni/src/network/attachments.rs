@@ -7,7 +7,10 @@ use std::{
 
 use serde_json::{Map, Value, json};
 
-use super::Selection;
+use super::{
+    Selection,
+    unserved::{Unserved, judge_requests},
+};
 use crate::{
     cni::{CniArgs, Error, IPAM_CLAIM, Object, PluginList, check_interface_name},
     settings::Settings,
@@ -34,6 +37,8 @@ pub struct Attachment {
     pub default_route: Vec<IpAddr>,
     /// The resource that its device came from.
     pub resource: Option<String>,
+    /// What the pod asks for and no plugin of the list declares to serve (allowed by `capabilityCheck: compat`).
+    pub unserved: Vec<Unserved>,
 }
 
 /// What is written into a configuration for one pod, so that the configuration itself can be kept once for all pods.
@@ -78,6 +83,13 @@ impl Attachment {
     #[must_use]
     pub fn title(&self) -> String {
         format!("{} as {}", self.network, self.interface)
+    }
+
+    /// An error as that of this network; marked, if it is not the primary.
+    #[must_use]
+    pub fn failed(&self, error: Error) -> Error {
+        let error = error.of_network(self.title());
+        if self.primary { error.unmarked() } else { error.refusing(&self.network) }
     }
 
     /// Whether its first plugin is attached in-process.
@@ -137,10 +149,14 @@ pub fn plan(networks: Vec<(Network, Option<String>)>, call: &CallScene<'_>) -> R
             call.if_name
         )));
     }
-    errors.extend(networks.iter().filter_map(|(network, _)| unserved(network, call.settings)));
-    let numbered = networks.into_iter().enumerate();
-    let attachments: Vec<Attachment> =
-        numbered.map(|(position, (network, device))| attachment(network, device, position, call)).collect();
+    let mut attachments = Vec::with_capacity(networks.len());
+    for (position, (network, device)) in networks.into_iter().enumerate() {
+        let unserved = judge_requests(&network, call.settings).unwrap_or_else(|error| {
+            errors.push(if position == 0 { error } else { error.refusing(&network.name) });
+            Vec::new()
+        });
+        attachments.push(Attachment { unserved, ..attachment(network, device, position, call) });
+    }
     errors.extend(collisions(&attachments, &call.taken));
     errors.extend(default_route_conflict(&attachments));
     Error::join(errors).map_or(Ok(attachments), Err)
@@ -191,57 +207,8 @@ fn attachment(network: Network, device: Option<String>, position: usize, call: &
         args,
         default_route: selection.default_route.unwrap_or_default(),
         resource,
+        unserved: Vec::new(),
     }
-}
-
-/// Refuses what the pod asks for and no plugin of its network will do: a device of the pod's own choice without leave, and
-/// under `strict` what no plugin declares to serve. Else that is named in a warning.
-fn unserved(network: &Network, settings: &Settings) -> Option<Error> {
-    let selection = network.selection.as_ref()?;
-    let refusal = |text: String| Some(Error::Config(format!("{}: {text}", network.name)));
-    if selection.device_id.is_some() && !settings.allow_device_id {
-        return refusal(
-            "\"deviceID\": a pod may not choose a device by itself; an administrator can allow it by \"allowDeviceID\": true"
-                .to_owned(),
-        );
-    }
-    let served = served(&network.list, settings);
-    let asked = [
-        ("ips", !selection.ips.is_empty()),
-        ("mac", selection.mac.is_some()),
-        ("infinibandGUID", selection.infiniband_guid.is_some()),
-        ("portMappings", selection.port_mappings.is_some()),
-        ("bandwidth", selection.bandwidth.is_some()),
-        ("deviceID", selection.device_id.is_some()),
-    ];
-    let unserved: Vec<&str> =
-        asked.into_iter().filter(|(name, asked)| *asked && !served.contains(*name)).map(|(name, _)| name).collect();
-    if unserved.is_empty() {
-        return None;
-    }
-    let text = format!(
-        "the pod asks for {}, which no plugin of the network ({}) declares in its capabilities",
-        unserved.join(", "),
-        network.list.kinds()
-    );
-    if settings.strict_capabilities {
-        return refusal(text);
-    }
-    // Plugins have addresses and MAC from CNI_ARGS, too.
-    if unserved.iter().any(|name| !matches!(*name, "ips" | "mac")) {
-        tracing::warn!(network = network.name, "{text}: it has no effect");
-    }
-    None
-}
-
-/// What the plugins of a list serve: what they declare, and of those that are attached in-process what these do.
-fn served(list: &PluginList, settings: &Settings) -> BTreeSet<String> {
-    let mut served: BTreeSet<String> =
-        list.plugins.iter().flat_map(|plugin| plugin.capabilities().unwrap_or_default()).collect();
-    if list.plugins.first().is_some_and(|plugin| plugin.kind == "sriov") && settings.builtins.contains("sriov") {
-        served.extend(["ips", "mac", "deviceID"].map(str::to_owned));
-    }
-    served
 }
 
 fn collisions(attachments: &[Attachment], taken: &BTreeSet<String>) -> Vec<Error> {
@@ -260,7 +227,7 @@ fn collisions(attachments: &[Attachment], taken: &BTreeSet<String>) -> Vec<Error
             }
         };
         match problem {
-            Some(problem) => errors.push(Error::Config(format!("{}: {problem}", attachment.title()))),
+            Some(problem) => errors.push(attachment.failed(Error::Config(problem))),
             None => drop(owners.insert(name, &attachment.network)),
         }
     }
@@ -269,17 +236,16 @@ fn collisions(attachments: &[Attachment], taken: &BTreeSet<String>) -> Vec<Error
 
 fn default_route_conflict(attachments: &[Attachment]) -> Option<Error> {
     for v4 in [true, false] {
-        let wanting: Vec<String> = attachments
+        let wanting: Vec<&Attachment> = attachments
             .iter()
             .filter(|attachment| attachment.default_route.iter().any(|gateway| gateway.is_ipv4() == v4))
-            .map(Attachment::title)
             .collect();
-        if wanting.len() > 1 {
+        if let [first, _, ..] = wanting.as_slice() {
             let family = if v4 { "IPv4" } else { "IPv6" };
-            let wanting = wanting.join(" and ");
-            return Some(Error::Config(format!(
-                "{wanting} both ask for the {family} default route: only one can have it"
-            )));
+            let titles: Vec<String> = wanting.iter().map(|attachment| attachment.title()).collect();
+            let text =
+                format!("{} both ask for the {family} default route: only one can have it", titles.join(" and "));
+            return Some(Error::Config(text).refusing(&first.network));
         }
     }
     None
@@ -294,34 +260,8 @@ mod tests {
         PluginList::from_object(Object::parse("t", text.as_bytes()).unwrap(), Some("net")).unwrap()
     }
 
-    fn settings(more: &str) -> Settings {
-        let text = format!(r#"{{"clusterNetwork":"a"{more}}}"#);
-        Settings::read(&Object::parse("t", text.as_bytes()).unwrap()).unwrap()
-    }
-
-    #[test]
-    fn what_no_plugin_serves_is_refused_if_strict_and_a_device_unless_allowed() {
-        let asking = |text: &str, kind: &str| {
-            let selection = selection::parse(NETWORKS_ANNOTATION, text, "default").unwrap().remove(0);
-            Network { list: list(kind), ..network(selection) }
-        };
-        let strict = settings(r#","capabilityCheck":"strict","allowDeviceID":true"#);
-        let text = r#"[{"name":"a","ips":["10.0.0.1"],"mac":"02:00:00:00:00:01","bandwidth":{"ingressRate":1}}]"#;
-        let declaring = r#"{"plugins":[{"type":"x","capabilities":{"ips":true}},{"type":"y","capabilities":{"mac":true,"bandwidth":true}}]}"#;
-        assert!(unserved(&asking(text, declaring), &strict).is_none());
-        assert!(unserved(&asking(text, r#"{"type":"x"}"#), &settings("")).is_none());
-        for (kind, missing) in [(r#"{"type":"x"}"#, "ips, mac, bandwidth"), (r#"{"type":"sriov"}"#, "bandwidth")] {
-            match unserved(&asking(text, kind), &strict) {
-                Some(Error::Config(said)) => assert!(said.contains(&format!("asks for {missing}, which no")), "{said}"),
-                other => panic!("{other:?}"),
-            }
-        }
-        let device = asking(r#"[{"name":"a","deviceID":"0000:01:10.2"}]"#, r#"{"type":"sriov"}"#);
-        assert!(unserved(&device, &strict).is_none());
-        match unserved(&device, &settings("")) {
-            Some(Error::Config(said)) => assert!(said.contains("\"allowDeviceID\": true"), "{said}"),
-            other => panic!("{other:?}"),
-        }
+    fn settings() -> Settings {
+        Settings::read(&Object::parse("t", br#"{"clusterNetwork":"a"}"#).unwrap()).unwrap()
     }
 
     fn plan_of(annotation: &str, taken: &[&str]) -> Result<Vec<Attachment>, Error> {
@@ -331,7 +271,7 @@ mod tests {
             args: &args,
             runtime_config: Object::parse("t", br#"{"portMappings":[1]}"#).unwrap(),
             taken: taken.iter().map(|&name| name.to_owned()).collect(),
-            settings: &settings(""),
+            settings: &settings(),
         };
         let mut networks = vec![Network::of_list(list(r#"{"name":"cbr0","type":"flannel"}"#))];
         let selections = selection::parse(NETWORKS_ANNOTATION, annotation, "default")?;
@@ -346,7 +286,7 @@ mod tests {
 
     #[test]
     fn a_default_network_of_the_pods_own_gets_what_runtime_and_pod_say_and_the_runtimes_interface() {
-        let (args, settings) = (CniArgs::parse("K8S_POD_NAME=p").unwrap(), settings(""));
+        let (args, settings) = (CniArgs::parse("K8S_POD_NAME=p").unwrap(), settings());
         let call = |if_name| CallScene {
             if_name,
             args: &args,
@@ -402,7 +342,7 @@ mod tests {
             |b| format!(r#"[{{"name":"a","default-route":["10.0.0.1"]}},{{"name":"b","default-route":["{b}"]}}]"#);
         assert!(plan_of(&text("fd00::1"), &[]).is_ok());
         assert!(
-            matches!(plan_of(&text("10.0.0.2"), &[]), Err(Error::Config(message)) if message.contains("IPv4 default route"))
+            matches!(plan_of(&text("10.0.0.2"), &[]).map_err(Error::unmarked), Err(Error::Config(message)) if message.contains("IPv4 default route"))
         );
     }
 

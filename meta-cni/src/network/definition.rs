@@ -52,7 +52,7 @@ impl Definition {
             other => other,
         };
         if self.config.trim().is_empty() {
-            let list = PluginList::find(conf_dir, &self.name).map_err(named)?;
+            let list = PluginList::find(conf_dir, &self.name).map_err(|error| error.within_mark(named))?;
             return guard(list).map_err(named);
         }
         let mut object = Object::parse(&format!("spec.config of {name}"), self.config.as_bytes())?;
@@ -144,9 +144,15 @@ mod tests {
         std::fs::write(dir.path().join("20-a.conf"), r#"{"cniVersion":"0.3.1","name":"net-a","type":"macvlan"}"#)
             .unwrap();
         assert_eq!(definition(" ").plugins(dir.path()).unwrap().kinds(), "macvlan");
-        assert!(
-            matches!(definition("").plugins(Path::new("/nowhere")), Err(Error::Config(text)) if text.contains("net-a"))
-        );
+        match definition("").plugins(Path::new("/nowhere")) {
+            Err(Error::Refused { missing: true, source, .. }) => {
+                assert!(
+                    matches!(&*source, Error::Config(text) if text.starts_with("definition default/net-a: no")),
+                    "{source:?}"
+                );
+            }
+            other => panic!("{other:?}"),
+        }
     }
 
     #[test]

@@ -30,7 +30,7 @@ impl Devices {
                 .collect();
             let given = self.0.get(resource).unwrap_or(&none);
             if given.len() < wanting.len() {
-                errors.push(Error::Config(shortage(resource, &wanting, given)));
+                errors.push(Error::Config(shortage(resource, &wanting, given)).refusing(wanting.join(", ")));
             }
         }
         if let Some(error) = Error::join(errors) {

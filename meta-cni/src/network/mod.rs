@@ -7,8 +7,10 @@ pub mod selection;
 mod attachments;
 mod definition;
 mod device;
+mod unserved;
 
 pub use attachments::{Additions, Attachment, CallScene, Network, plan};
 pub use definition::{Definition, RESOURCE_ANNOTATION};
 pub use device::Devices;
 pub use selection::Selection;
+pub use unserved::Unserved;

@@ -46,6 +46,14 @@ impl<'a> Sources<'a> {
         Self { name, file, subnet: Path::new(SUBNET_FILE) }
     }
 
+    /// The node's name, if it is written down anywhere.
+    #[must_use]
+    pub fn name(&self) -> Option<String> {
+        let of_file = || self.read().ok().flatten().map(|file| file.name);
+        let given = Some(self.name.to_owned()).filter(|name| !name.is_empty());
+        given.or_else(of_file).filter(|name| !name.is_empty())
+    }
+
     /// What the pool of `network` has to know of the node. No file is read for a pool that is the same on every node.
     ///
     /// # Errors

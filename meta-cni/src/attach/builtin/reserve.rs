@@ -23,6 +23,7 @@ struct Share {
     /// Its place among the attachments.
     position: usize,
     title: String,
+    primary: bool,
     owner: Owner,
     pool: Box<Pool>,
     requested: Vec<IpAddr>,
@@ -40,14 +41,18 @@ impl Engine {
     ) -> Result<(), Error> {
         let mut pools: BTreeMap<PathBuf, Vec<Share>> = BTreeMap::new();
         for (position, attachment) in attachments.iter().enumerate() {
-            let share = self.share(call, position, attachment).map_err(|error| error.of_network(attachment.title()))?;
+            let share = self.share(call, position, attachment).map_err(|error| attachment.failed(error))?;
             let Some(share) = share else { continue };
             begun.insert(position, Made::new(self.begin(call, position, attachment, pod, netns)?));
             pools.entry(share.pool.directory.clone()).or_default().push(share);
         }
         for (directory, shares) in &pools {
             let titles: Vec<&str> = shares.iter().map(|share| share.title.as_str()).collect();
-            let of_network = |error: Error| error.of_network(titles.join(", "));
+            let of_network = |error: Error| {
+                let titles = titles.join(", ");
+                let error = error.of_network(&titles);
+                if shares.iter().all(|share| share.primary) { error } else { error.refusing(titles) }
+            };
             match self.reserve(shares, begun) {
                 Err(Error::Address(error)) if matches!(*error, ipam::Error::Exhausted { .. }) => {
                     if !self.reclaim_for(&[directory.clone()].into()).await {
@@ -71,7 +76,8 @@ impl Engine {
         let ipam = self.ipam(&list, &attachment.runtime_config, &attachment.args, &attachment.network)?;
         let BuiltinIpam::Pool { pool, requested } = ipam else { return Ok(None) };
         let owner = Owner::new(&call.container, &attachment.interface)?;
-        Ok(Some(Share { position, title: attachment.title(), owner, pool, requested }))
+        let (title, primary) = (attachment.title(), attachment.primary);
+        Ok(Some(Share { position, title, primary, owner, pool, requested }))
     }
 
     /// Reserves what several attachments take from one pool, all or none, under one hold of its lock.

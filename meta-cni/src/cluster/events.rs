@@ -1,0 +1,304 @@
+//! Events of one ADD on their way to the API server: posted while the rest of the call goes on, and what is not acknowledged
+//! when the reply is ready handed to a process of its own. The reply waits for that no longer than [`REPLY_DELAY`].
+
+use std::{
+    collections::VecDeque,
+    fs::File,
+    io::{self, Seek as _, Write as _},
+    mem,
+    os::unix::process::CommandExt as _,
+    path::PathBuf,
+    process::Stdio,
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    time::Duration,
+};
+
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use tokio::{
+    io::AsyncReadExt as _,
+    process::Command,
+    task::JoinHandle,
+    time::{Instant, timeout, timeout_at},
+};
+
+use super::{
+    Cluster, Pod, PodName,
+    api_server::{ApiServer, Posted, back_off},
+    event::{Event, Reason, Subject},
+};
+use crate::{
+    node::Sources,
+    settings::{EventLevel, Settings},
+};
+
+/// The command by which we hand events to a process of our own.
+pub const POST_COMMAND: &str = "post-events";
+/// How much later the reply may be because of events...
+const REPLY_DELAY: Duration = Duration::from_millis(50);
+/// ...and what of that is kept for starting the other process.
+const HANDING_OVER: Duration = Duration::from_millis(15);
+/// How long that process tries, and how long one try may take: a connection may lead nowhere.
+const LIFE: Duration = Duration::from_secs(10);
+const TRY: Duration = Duration::from_secs(4);
+/// After which time it tries again: the first time, and at most.
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
+/// The events of one call.
+#[derive(Debug, Clone)]
+pub struct Events(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    level: EventLevel,
+    /// Where they are posted; without one they are logged.
+    server: Option<Arc<ApiServer>>,
+    /// `nodeName` and `nodeFile`...
+    node_sources: (String, PathBuf),
+    /// ...and what they say, if it was asked for.
+    node: OnceLock<String>,
+    settings: HandedSettings,
+    subject: OnceLock<Subject>,
+    queue: Arc<Queue>,
+    posting: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// What is not acknowledged yet, in order.
+#[derive(Debug, Default)]
+struct Queue(Mutex<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    waiting: VecDeque<Value>,
+    /// The server takes none from us.
+    closed: bool,
+}
+
+/// What the process that events are handed to reads on its stdin.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Handed {
+    #[serde(flatten)]
+    settings: HandedSettings,
+    events: Vec<Value>,
+}
+
+/// What it has to know of our configuration.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct HandedSettings {
+    kubeconfig: PathBuf,
+    log_file: Option<PathBuf>,
+    log_level: String,
+}
+
+impl Events {
+    /// For one call: nothing is opened yet.
+    #[must_use]
+    pub fn of(settings: &Settings, cluster: &Cluster) -> Self {
+        let server = match cluster {
+            Cluster::ApiServer(server) => Some(Arc::clone(server)),
+            Cluster::Manifests(_) | Cluster::None => None,
+        };
+        Self(Arc::new(Inner {
+            level: settings.events,
+            server,
+            node_sources: (settings.node_name.clone(), settings.node_file.clone()),
+            node: OnceLock::new(),
+            settings: HandedSettings {
+                kubeconfig: settings.kubeconfig.clone().unwrap_or_default(),
+                log_file: settings.log_file.clone(),
+                log_level: settings.log_level.clone(),
+            },
+            subject: OnceLock::new(),
+            queue: Arc::default(),
+            posting: Mutex::default(),
+        }))
+    }
+
+    /// Says which pod they are about. Before that, and for a call without a pod, nothing is posted.
+    pub fn about(&self, pod: Option<&PodName>, known: &Pod) {
+        if let Some(pod) = pod.filter(|_| self.0.level != EventLevel::Off) {
+            // A second word on the same call would be about the same pod.
+            let _ = self.0.subject.set(Subject::new(pod, known));
+        }
+    }
+
+    /// Begins to post events, as far as they are wanted. Does not wait.
+    pub fn raise(&self, events: impl IntoIterator<Item = Event>) {
+        let level = self.0.level;
+        let wanted = |event: &Event| match event.reason {
+            Reason::AddedInterface => level == EventLevel::All,
+            Reason::NoNetworkFound | Reason::AttachmentRefused | Reason::CapabilityNotServed => {
+                level != EventLevel::Off
+            }
+        };
+        let Some(subject) = self.0.subject.get() else { return };
+        for event in events.into_iter().filter(wanted) {
+            let Some(server) = &self.0.server else {
+                log(&event);
+                continue;
+            };
+            let (name, file) = &self.0.node_sources;
+            let node = self.0.node.get_or_init(|| Sources::with(name, file).name().unwrap_or_default());
+            self.0.queue.push(subject.object(&event, node));
+            let mut posting = self.0.posting.lock().unwrap_or_else(PoisonError::into_inner);
+            if posting.as_ref().is_none_or(JoinHandle::is_finished) {
+                *posting = Some(tokio::spawn(post(Arc::clone(server), Arc::clone(&self.0.queue))));
+            }
+        }
+    }
+
+    /// Waits for the server's word, [`REPLY_DELAY`] at most; then hands what is left to a process of its own, which nobody
+    /// waits for. This is the last thing before the reply is printed, and not done after it, because a runtime reads a
+    /// plugin's reply when the plugin has ended: what would come after the print would delay it as well. The sandbox's lock
+    /// must be given up before, since its descriptor would be inherited.
+    pub async fn finish(&self) {
+        let posting = self.0.posting.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(mut posting) = posting else { return };
+        let reply = Instant::now() + REPLY_DELAY;
+        if timeout_at(reply - HANDING_OVER, &mut posting).await.is_err() {
+            posting.abort();
+        }
+        let events: Vec<Value> = mem::take(&mut self.0.queue.lock().waiting).into();
+        if events.is_empty() {
+            return;
+        }
+        let count = events.len();
+        let handed = Handed { settings: self.0.settings.clone(), events };
+        match hand_over(&handed, reply).await {
+            Ok(()) => tracing::info!(count, "events are posted by a process of their own"),
+            Err(error) => tracing::warn!(count, %error, "events are lost: no process could be started for them"),
+        }
+    }
+}
+
+impl Queue {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn push(&self, event: Value) {
+        let mut state = self.lock();
+        if !state.closed {
+            state.waiting.push_back(event);
+        }
+    }
+
+    fn first(&self) -> Option<Value> {
+        self.lock().waiting.front().cloned()
+    }
+
+    fn pop(&self) {
+        self.lock().waiting.pop_front();
+    }
+
+    /// Gives up what is there and what comes.
+    fn close(&self) {
+        *self.lock() = State { waiting: VecDeque::new(), closed: true };
+    }
+}
+
+/// Posts what is in the queue, one after another over one connection, until something has to be tried again.
+async fn post(server: Arc<ApiServer>, queue: Arc<Queue>) {
+    while let Some(event) = queue.first() {
+        if let Err(error) = post_first(&server, &queue, &event).await {
+            tracing::info!(%error, "an event is tried again");
+            return;
+        }
+    }
+}
+
+/// Posts the first of the queue, which leaves it if there is no use in trying again.
+///
+/// # Errors
+/// What may pass.
+async fn post_first(server: &ApiServer, queue: &Queue, event: &Value) -> Result<(), crate::cni::Error> {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let metadata = &event["metadata"];
+    let posted = server.create_event(&text(&metadata["namespace"]), &text(&metadata["name"]), event).await;
+    match posted {
+        Posted::Done => queue.pop(),
+        Posted::Refused(error) => {
+            tracing::warn!(%error, "an event is not posted");
+            queue.pop();
+        }
+        Posted::NoneAllowed(error) => {
+            tracing::warn!(%error, "no event is posted");
+            queue.close();
+        }
+        Posted::Later(error) => return Err(error),
+    }
+    Ok(())
+}
+
+/// Starts the process, with the events on its stdin: a file in memory, so that no size makes the start wait.
+async fn hand_over(handed: &Handed, until: Instant) -> io::Result<()> {
+    let mut input = File::from(memfd_create(c"events", MFdFlags::MFD_CLOEXEC)?);
+    serde_json::to_writer(&input, handed)?;
+    input.flush()?;
+    input.rewind()?;
+    // Our own program, also if its file was replaced meanwhile.
+    let mut command = std::process::Command::new("/proc/self/exe");
+    command.arg0("meta-cni").arg(POST_COMMAND).env_clear().current_dir("/");
+    let mut child = Command::from(command).stdin(input).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
+    // It closes its end as soon as it has a session of its own: until then what ends our process group would end it, too.
+    if let Some(mut stdout) = child.stdout.take() {
+        let _ = timeout_at(until, stdout.read(&mut [0])).await;
+    }
+    Ok(())
+}
+
+impl Handed {
+    /// Reads what [`hand_over`] wrote.
+    ///
+    /// # Errors
+    /// What the parser says.
+    pub fn read(text: &str) -> serde_json::Result<Self> {
+        serde_json::from_str(text)
+    }
+
+    /// The settings that say where to log: to a file alone, since nobody reads our stderr.
+    #[must_use]
+    pub fn settings(&self) -> Settings {
+        Settings {
+            log_file: self.settings.log_file.clone(),
+            log_level: self.settings.log_level.clone(),
+            log_to_stderr: false,
+            ..Settings::of_plugin(&crate::cni::Object::default())
+        }
+    }
+
+    /// Posts the events, and tries again what may pass, for [`LIFE`] in all. What fails for good is in the log.
+    pub async fn post(self) {
+        let end = Instant::now() + LIFE;
+        let server = ApiServer::new(&self.settings.kubeconfig, end);
+        let queue = Queue(Mutex::new(State { waiting: self.events.into(), closed: false }));
+        let mut pause = FIRST_PAUSE;
+        while let Some(event) = queue.first() {
+            let problem = match timeout(TRY, post_first(&server, &queue, &event)).await {
+                Ok(Ok(())) => continue,
+                Ok(Err(error)) => error.to_string(),
+                Err(_) => format!("the API server did not answer within {} s", TRY.as_secs()),
+            };
+            if Instant::now() + pause >= end {
+                let lost = queue.lock().waiting.len();
+                tracing::warn!(lost, problem, "events are lost");
+                return;
+            }
+            back_off(Duration::ZERO, pause).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+}
+
+/// An event where there is no API server.
+fn log(event: &Event) {
+    let (reason, message) = (event.reason.as_str(), &event.message);
+    if event.reason.is_normal() {
+        tracing::info!(reason, "{message}");
+    } else {
+        tracing::warn!(reason, "{message}");
+    }
+}

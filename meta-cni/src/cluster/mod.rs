@@ -15,6 +15,7 @@ use crate::{
     settings::Settings,
 };
 use api_server::ApiServer;
+pub(crate) use api_server::jittered;
 use manifests::Manifests;
 
 /// The pod a call is for, as the runtime names it in `CNI_ARGS`.

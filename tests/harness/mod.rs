@@ -5,6 +5,7 @@
 
 mod call;
 mod kernel;
+mod kubelet;
 mod multus;
 mod recorder;
 mod tracer;
@@ -12,6 +13,9 @@ mod world;
 
 pub use call::{Call, Outcome};
 pub use kernel::{Interface, in_netns, ip, ip_in, ping};
+pub use kubelet::{
+    Answer, CdiDevice, ClaimResource, ContainerMemory, DynamicResource, Kubelet, PodResources, SOCKET as KUBELET_SOCKET,
+};
 pub use multus::{MULTUS_DIRECTORY, go_bytes, multus_files};
 pub use recorder::{Recorder, Recording};
 pub use tracer::{Point, Traced, Which, census, trace};

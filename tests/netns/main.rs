@@ -10,6 +10,7 @@ mod calls;
 mod configured;
 mod conformance;
 mod deletion;
+mod devices;
 mod engine;
 mod face;
 mod forms;

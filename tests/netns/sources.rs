@@ -13,7 +13,7 @@ const PAUSES: [(&str, &str); 6] = [
     ("meta-cni/src/attach/primary.rs", "files of the primary network's daemon"),
     ("meta-cni/src/cluster/api_server.rs", "a server that is away for a moment"),
     ("meta-cni/src/cni/exec.rs", "a plugin that is being written (ETXTBSY)"),
-    ("meta-cni/src/node/kubelet.rs", "kubelet's limit of requests per second"),
+    ("meta-cni/src/node/pod_resources.rs", "kubelet's limit of requests per second"),
     ("sandbox/src/probe.rs", "neighbours, who are asked a second time: silence is the answer that is hoped for"),
 ];
 

@@ -233,7 +233,7 @@ pub(super) async fn back_off(at_least: Duration, longest: Duration) {
 }
 
 /// A pause between half and all of `longest`: many pods that met the same busy server do not come back at once.
-fn jittered(longest: Duration) -> Duration {
+pub(crate) fn jittered(longest: Duration) -> Duration {
     // Every RandomState has keys of its own, from the kernel's random numbers.
     let random = RandomState::new().build_hasher().finish();
     longest / 2 + longest * u32::from(u8::try_from(random % 256).unwrap_or_default()) / 512

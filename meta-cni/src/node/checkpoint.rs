@@ -15,7 +15,8 @@ pub(super) struct Checkpoint {
 
 #[derive(Deserialize)]
 struct Data {
-    #[serde(rename = "PodDeviceEntries", default)]
+    /// Null without any; the key is always there.
+    #[serde(rename = "PodDeviceEntries", deserialize_with = "Option::deserialize")]
     entries: Option<Vec<Entry>>,
 }
 
@@ -31,10 +32,10 @@ struct Entry {
 
 /// Lists by NUMA node since Kubernetes 1.20, one list before.
 #[derive(Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "\"DeviceIDs\" is neither a list nor lists by NUMA node, the two forms known here")]
 enum Ids {
-    ByNode(BTreeMap<String, Vec<String>>),
-    Flat(Vec<String>),
+    ByNode(BTreeMap<String, Option<Vec<String>>>),
+    Flat(Option<Vec<String>>),
 }
 
 impl Checkpoint {
@@ -66,8 +67,8 @@ impl Checkpoint {
 impl Ids {
     fn into_list(self) -> Vec<String> {
         match self {
-            Ids::ByNode(nodes) => nodes.into_values().flatten().collect(),
-            Ids::Flat(ids) => ids,
+            Ids::ByNode(nodes) => nodes.into_values().flatten().flatten().collect(),
+            Ids::Flat(ids) => ids.unwrap_or_default(),
         }
     }
 }
@@ -92,6 +93,39 @@ mod tests {
         assert_eq!(read().holders("d4"), ["u2"]);
         assert_eq!(read().holders("d3"), ["u1"]);
         assert_eq!(read().holders("d9"), [""; 0]);
-        assert!(Checkpoint::read(b"{}").is_err_and(|problem| problem.is_data()));
+    }
+
+    #[test]
+    fn a_checkpoint_without_devices() {
+        for text in [
+            r#"{"Data":{"PodDeviceEntries":null,"RegisteredDevices":{"r/a":["d1"]}},"Checksum":1}"#,
+            r#"{"Data":{"PodDeviceEntries":[{"PodUID":"u1","ResourceName":"r/a","DeviceIDs":null}]}}"#,
+            r#"{"Data":{"PodDeviceEntries":[{"PodUID":"u1","ResourceName":"r/a","DeviceIDs":{"0":null}}]}}"#,
+        ] {
+            assert!(Checkpoint::read(text.as_bytes()).unwrap().holders("d1").is_empty(), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_checkpoint_says_why() {
+        for (text, says) in [
+            ("", "EOF while parsing"),
+            (r#"{"Data":{"PodDeviceEntries":[{"PodUID":"u1","Reso"#, "EOF while parsing"),
+            ("{}", "missing field `Data`"),
+            (r#"{"Data":{}}"#, "missing field `PodDeviceEntries`"),
+            (
+                r#"{"Data":{"PodDeviceEntries":[{"PodUID":"u1","ResourceName":"r/a","DeviceIDs":"d1"}]}}"#,
+                "two forms known",
+            ),
+            (
+                r#"{"Data":{"PodDeviceEntries":[{"PodUID":"u1","ResourceName":"r/a","DeviceIDs":{"0":"d1"}}]}}"#,
+                "two forms known",
+            ),
+        ] {
+            match Checkpoint::read(text.as_bytes()) {
+                Err(problem) => assert!(problem.to_string().contains(says), "{text}: {problem}"),
+                Ok(_) => panic!("{text}"),
+            }
+        }
     }
 }

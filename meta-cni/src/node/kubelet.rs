@@ -1,70 +1,36 @@
-//! Which devices kubelet gave to a pod: its pod-resources API (v1, List), or the checkpoint of its device manager.
+//! Which devices kubelet gave to a pod: its pod-resources API, or the checkpoint of its device manager.
 
-use std::{path::Path, time::Duration};
+use std::path::Path;
 
-use tokio::time::{Instant, sleep, timeout_at};
-use tonic::{
-    Code, Request,
-    codegen::http::uri::PathAndQuery,
-    transport::{Channel, Endpoint},
+use tokio::time::Instant;
+
+use super::{
+    checkpoint::Checkpoint,
+    pod_resources::{Failure, PodResourcesApi, v1::PodResources},
 };
-use tonic_prost::ProstCodec;
-
-use super::checkpoint;
 use crate::{cluster::PodName, cni::Error, network::Devices};
 
 /// kubelet's socket.
 pub const SOCKET: &str = "/var/lib/kubelet/pod-resources/kubelet.sock";
 /// The checkpoint of its device manager.
 pub const CHECKPOINT: &str = "/var/lib/kubelet/device-plugins/kubelet_internal_checkpoint";
-/// The largest answer: a node with hundreds of pods and devices.
-const MESSAGE_LIMIT: usize = 16 << 20;
 
-/// The part of kubelet's `podresources/v1` messages that we read (k8s.io/kubelet, api.proto).
-mod v1 {
-    /// No fields.
-    #[derive(Clone, PartialEq, prost::Message)]
-    pub(super) struct ListPodResourcesRequest {}
-
-    #[derive(Clone, PartialEq, prost::Message)]
-    pub(super) struct ListPodResourcesResponse {
-        #[prost(message, repeated, tag = "1")]
-        pub(super) pod_resources: Vec<PodResources>,
-    }
-
-    #[derive(Clone, PartialEq, prost::Message)]
-    pub(super) struct PodResources {
-        #[prost(string, tag = "1")]
-        pub(super) name: String,
-        #[prost(string, tag = "2")]
-        pub(super) namespace: String,
-        #[prost(message, repeated, tag = "3")]
-        pub(super) containers: Vec<ContainerResources>,
-    }
-
-    #[derive(Clone, PartialEq, prost::Message)]
-    pub(super) struct ContainerResources {
-        #[prost(message, repeated, tag = "2")]
-        pub(super) devices: Vec<ContainerDevices>,
-    }
-
-    #[derive(Clone, PartialEq, prost::Message)]
-    pub(super) struct ContainerDevices {
-        #[prost(string, tag = "1")]
-        pub(super) resource_name: String,
-        #[prost(string, repeated, tag = "2")]
-        pub(super) device_ids: Vec<String>,
-    }
-}
-
-/// The devices of a pod: from the socket, or from the checkpoint when there is no socket.
+/// The devices of a pod: as kubelet says, or by the checkpoint when nobody listens at the socket.
 ///
 /// # Errors
-/// [`Error::TryLater`] when kubelet does not answer; [`Error::Io`], [`Error::Decode`] for the checkpoint.
+/// [`Error::TryLater`] when kubelet does not answer, or neither socket nor checkpoint is there; [`Error::Io`],
+/// [`Error::Decode`] for the checkpoint.
 pub async fn devices(pod: &PodName, socket: &Path, checkpoint: &Path, deadline: Instant) -> Result<Devices, Error> {
-    Ok(match assigned(pod, socket, checkpoint, deadline).await? {
-        Assigned::ByPod(answer) => of_pod(pod, answer),
-        Assigned::Checkpoint(checkpoint) => checkpoint.of_pod(&pod.uid),
+    let told = async || PodResourcesApi::connect(socket, deadline).await?.of_pod(pod).await;
+    Ok(match Word::of(told().await, pod, socket, checkpoint)? {
+        Word::Kubelet(entries) => {
+            let mut devices = Devices::default();
+            for given in entries.iter().flat_map(PodResources::devices) {
+                devices.add(&given.resource_name, given.device_ids.iter().cloned());
+            }
+            devices
+        }
+        Word::Checkpoint(checkpoint) => checkpoint.of_pod(&pod.uid),
     })
 }
 
@@ -88,9 +54,10 @@ pub async fn holders(
     checkpoint: &Path,
     deadline: Instant,
 ) -> Result<Holders, Error> {
-    Ok(match assigned(pod, socket, checkpoint, deadline).await? {
-        Assigned::ByPod(answer) => listed_holders(device, pod, answer),
-        Assigned::Checkpoint(checkpoint) => {
+    let told = async || PodResourcesApi::connect(socket, deadline).await?.list().await;
+    Ok(match Word::of(told().await, pod, socket, checkpoint)? {
+        Word::Kubelet(entries) => listed_holders(device, pod, &entries),
+        Word::Checkpoint(checkpoint) => {
             let (this, others): (Vec<_>, Vec<_>) =
                 checkpoint.holders(device).into_iter().partition(|uid| *uid == pod.uid);
             Holders { this: !this.is_empty(), others }
@@ -98,14 +65,13 @@ pub async fn holders(
     })
 }
 
-fn listed_holders(device: &str, pod: &PodName, answer: v1::ListPodResourcesResponse) -> Holders {
+fn listed_holders(device: &str, pod: &PodName, entries: &[PodResources]) -> Holders {
     let mut holders = Holders::default();
-    for found in answer.pod_resources {
-        let given = found.containers.iter().flat_map(|container| &container.devices);
-        if !given.flat_map(|given| &given.device_ids).any(|id| id == device) {
+    for found in entries {
+        if !found.devices().flat_map(|given| &given.device_ids).any(|id| id == device) {
             continue;
         }
-        if (&found.name, &found.namespace) == (&pod.name, &pod.namespace) {
+        if found.is_of(pod) {
             holders.this = true;
         } else {
             holders.others.push(format!("{}/{}", found.namespace, found.name));
@@ -114,76 +80,58 @@ fn listed_holders(device: &str, pod: &PodName, answer: v1::ListPodResourcesRespo
     holders
 }
 
-/// What kubelet gave to the pods of the node.
-enum Assigned {
-    ByPod(v1::ListPodResourcesResponse),
-    Checkpoint(checkpoint::Checkpoint),
+/// What tells of the devices.
+enum Word {
+    /// kubelet itself; one entry at most has the pod's name.
+    Kubelet(Vec<PodResources>),
+    /// Its checkpoint, in which pods are named by UID.
+    Checkpoint(Checkpoint),
 }
 
-async fn assigned(pod: &PodName, socket: &Path, checkpoint: &Path, deadline: Instant) -> Result<Assigned, Error> {
-    if socket.exists() {
-        return list(socket, deadline).await.map(Assigned::ByPod);
-    }
-    if !checkpoint.exists() {
-        return Err(Error::TryLater(format!(
-            "the devices of pod {}/{} cannot be looked up: neither {} nor {} exists: is kubelet running?",
-            pod.namespace,
-            pod.name,
-            socket.display(),
-            checkpoint.display()
-        )));
-    }
-    let text = std::fs::read(checkpoint).map_err(|source| Error::io("read", checkpoint.display(), source))?;
-    let read = checkpoint::Checkpoint::read(&text);
-    read.map(Assigned::Checkpoint).map_err(|problem| Error::decode(checkpoint.display().to_string(), problem))
-}
-
-async fn list(socket: &Path, deadline: Instant) -> Result<v1::ListPodResourcesResponse, Error> {
-    let away = |problem: String| {
-        Error::TryLater(format!("kubelet does not list the pods' devices at {}: {problem}", socket.display()))
-    };
-    let endpoint =
-        Endpoint::try_from(format!("unix://{}", socket.display())).map_err(|problem| away(problem.to_string()))?;
-    let channel = timeout_at(deadline, endpoint.connect()).await.map_err(|_| away("the deadline passed".to_owned()))?;
-    let mut grpc = tonic::client::Grpc::new(channel.map_err(|problem| away(problem.to_string()))?)
-        .max_decoding_message_size(MESSAGE_LIMIT);
-    let mut pause = Duration::from_millis(50);
-    loop {
-        let answer = timeout_at(deadline, call(&mut grpc)).await.map_err(|_| away("the deadline passed".to_owned()))?;
-        match answer {
-            Ok(answer) => return Ok(answer),
-            // kubelet limits the rate of this API (100 a second): multus-cni PR #1545.
-            Err(status) if status.code() == Code::ResourceExhausted && Instant::now() + pause < deadline => {
-                sleep(pause).await;
-                pause *= 2;
+impl Word {
+    /// kubelet's word where it is clear, else the checkpoint: nobody listens at the socket, or kubelet still lists a pod
+    /// whose name the asking one has taken over, and does not tell UIDs.
+    fn of(
+        told: Result<Vec<PodResources>, Failure>,
+        pod: &PodName,
+        socket: &Path,
+        checkpoint: &Path,
+    ) -> Result<Self, Error> {
+        let named = format!("the devices of pod {}/{} cannot be looked up", pod.namespace, pod.name);
+        let reason = match told {
+            Ok(entries) if entries.iter().filter(|entry| entry.is_of(pod)).count() < 2 => {
+                return Ok(Self::Kubelet(entries));
             }
-            Err(status) => return Err(away(status.message().to_owned())),
+            Ok(_) => format!("{} lists several pods of that name", socket.display()),
+            Err(Failure::NoAnswer(problem)) => {
+                return Err(Error::TryLater(format!("{named}: kubelet at {}: {problem}", socket.display())));
+            }
+            Err(Failure::NoServer(problem)) => problem,
+        };
+        if !checkpoint.exists() {
+            return Err(Error::TryLater(format!(
+                "{named}: {reason}, and {} does not exist: is kubelet running?",
+                checkpoint.display()
+            )));
         }
-    }
-}
-
-async fn call(grpc: &mut tonic::client::Grpc<Channel>) -> Result<v1::ListPodResourcesResponse, tonic::Status> {
-    grpc.ready().await.map_err(|problem| tonic::Status::unavailable(problem.to_string()))?;
-    let codec: ProstCodec<v1::ListPodResourcesRequest, v1::ListPodResourcesResponse> = ProstCodec::default();
-    let path = PathAndQuery::from_static("/v1.PodResourcesLister/List");
-    Ok(grpc.unary(Request::new(v1::ListPodResourcesRequest {}), path, codec).await?.into_inner())
-}
-
-fn of_pod(pod: &PodName, answer: v1::ListPodResourcesResponse) -> Devices {
-    let mut devices = Devices::default();
-    for found in
-        answer.pod_resources.into_iter().filter(|found| found.name == pod.name && found.namespace == pod.namespace)
-    {
-        for given in found.containers.into_iter().flat_map(|container| container.devices) {
-            devices.add(&given.resource_name, given.device_ids);
+        if pod.uid.is_empty() {
+            return Err(Error::TryLater(format!(
+                "{named}: {reason}, and {} names pods by UID, which the runtime does not tell (K8S_POD_UID)",
+                checkpoint.display()
+            )));
         }
+        let text = std::fs::read(checkpoint).map_err(|source| Error::io("read", checkpoint.display(), source))?;
+        tracing::debug!(reason, "devices are looked up in kubelet's checkpoint");
+        Checkpoint::read(&text).map(Self::Checkpoint).map_err(|problem| {
+            Error::decode(checkpoint.display().to_string(), format!("{problem} (it is read because of {reason})"))
+        })
     }
-    devices
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::node::pod_resources::v1;
 
     #[tokio::test]
     async fn a_device_is_this_pods_or_others_by_the_checkpoint() {
@@ -203,7 +151,7 @@ mod tests {
 
     #[test]
     fn a_device_is_this_pods_or_others_by_the_list() {
-        let given = |namespace: &str, name: &str, devices: &[&str]| v1::PodResources {
+        let given = |namespace: &str, name: &str, devices: &[&str]| PodResources {
             name: name.to_owned(),
             namespace: namespace.to_owned(),
             containers: vec![v1::ContainerResources {
@@ -214,9 +162,8 @@ mod tests {
             }],
         };
         let pods = vec![given("default", "p", &["d1", "d2"]), given("other", "p", &["d2"]), given("default", "q", &[])];
-        let answer = v1::ListPodResourcesResponse { pod_resources: pods };
         let pod = PodName { namespace: "default".into(), name: "p".into(), uid: "u1".into() };
-        let holders_of = |device| listed_holders(device, &pod, answer.clone());
+        let holders_of = |device| listed_holders(device, &pod, &pods);
         assert_eq!(holders_of("d1"), Holders { this: true, others: Vec::new() });
         assert_eq!(holders_of("d2"), Holders { this: true, others: vec!["other/p".to_owned()] });
         assert_eq!(holders_of("d3"), Holders::default());

@@ -9,6 +9,7 @@ mod boot;
 mod checkpoint;
 mod identity;
 mod layout;
+mod pod_resources;
 mod processes;
 
 pub use boot::{BootLists, PoolAtBoot};

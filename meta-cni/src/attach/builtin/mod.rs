@@ -67,7 +67,12 @@ impl BuiltinVf {
                 ));
             }
         };
-        Ok(Self { pci: PciAddress::try_from(device.as_str())?, wanted: Wanted::try_from(&raw)? })
+        let pci = PciAddress::try_from(device.as_str()).map_err(|problem| {
+            Error::Config(format!(
+                "{problem}: \"sriov\" attaches VFs; a subfunction or a vdpa device needs another plugin as the network's \"type\""
+            ))
+        })?;
+        Ok(Self { pci, wanted: Wanted::try_from(&raw)? })
     }
 }
 

@@ -33,4 +33,3 @@ mod ranges;
 mod refusals;
 mod reservations;
 mod takeover;
-mod wire;

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 
 use crate::route::resolve;
@@ -57,7 +58,9 @@ pub struct ReadBack {
 
 /// Gives `link` the addresses and then the routes, bringing it up first if it is not. `gateways` are those of the
 /// addresses, in order: a route without a gateway goes through the first of its family, as CNI's own `ConfigureIface`
-/// does, or is link-scoped if there is none. Stops at the first error; what was added goes with the interface.
+/// does, or is link-scoped if there is none. A route to where another interface leads already stands beside that one, as
+/// with the CNI plugins, and one that is there already is as good as added. Stops at the first error; what was added goes
+/// with the interface.
 pub async fn configure<L: Links>(
     links: &L,
     link: &Link,
@@ -72,7 +75,10 @@ pub async fn configure<L: Links>(
         links.add_address(link.index, address).await?;
     }
     for spec in routes {
-        links.add_route(&resolve(spec, link.index, gateways)).await?;
+        match links.add_route_beside(&resolve(spec, link.index, gateways)).await {
+            Err(error) if error.errno() == Some(Errno::EEXIST as i32) => {}
+            added => added?,
+        }
     }
     Ok(())
 }

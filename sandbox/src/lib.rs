@@ -29,7 +29,7 @@ pub use name::IfName;
 pub use namespaces::{namespace_of_device, namespaces};
 pub use netns::{Netns, NetnsId};
 pub use probe::{Conflict, PROBE_LIMIT, Probed, probe};
-pub use route::{DefaultRoutes, MAIN_TABLE, NextHop, Route, RouteSpec, set_default_route};
+pub use route::{DefaultRoutes, MAIN_TABLE, NextHop, Route, RouteSpec};
 pub use rtnl::Rtnl;
 pub use sysctl::{Sysctl, read_sysctl, write_sysctls};
 pub use vf::{LinkState, PfReport, VfReport, VfSetting, VfVlan, VlanProto};

@@ -84,8 +84,9 @@ pub trait Links {
     /// Adds a route; EEXIST if the kernel has one like it.
     fn add_route(&self, route: &Route) -> impl Future<Output = Result<(), Error>>;
 
-    /// Adds a route, or puts it in place of the one with the same destination, table and priority.
-    fn replace_route(&self, route: &Route) -> impl Future<Output = Result<(), Error>>;
+    /// Adds a route beside those with the same destination, table and priority: the kernel prefers it to them in IPv4, and
+    /// uses both in IPv6. EEXIST if the very same one is there.
+    fn add_route_beside(&self, route: &Route) -> impl Future<Output = Result<(), Error>>;
 
     /// Deletes exactly this route.
     fn del_route(&self, route: &Route) -> impl Future<Output = Result<(), Error>>;

@@ -158,18 +158,92 @@ fn unspecified_of(ip: &IpAddr) -> IpNet {
     }
 }
 
-/// What a change of default routes did, so that it can be taken back.
+/// A change of the default routes of the main table: of each family that has a gateway here, and of no other. It is known
+/// before it is made, and can be taken back.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct DefaultRoutes {
-    /// Routes that were deleted, in order.
+    /// Where the default routes are to lead, one gateway of a family.
+    #[serde(default)]
+    pub gateways: Vec<IpAddr>,
+    /// Routes to delete, in order.
     pub removed: Vec<Route>,
-    /// Routes that were added.
+    /// Routes to add.
     pub added: Vec<Route>,
 }
 
 impl DefaultRoutes {
+    /// What it takes to make `gateways` the only default routes of their families in the main table, through interface
+    /// `index`. A family without a gateway here keeps its routes. The caller has looked the interface up: there is no way
+    /// to call this for one that is not there.
+    ///
+    /// # Errors
+    /// The kernel's, when it is asked for its routes.
+    pub async fn plan<L: Links>(links: &L, index: u32, gateways: &[IpAddr]) -> Result<Self, Error> {
+        let before = links.routes().await?;
+        let mut plan = Self { gateways: gateways.to_vec(), ..Self::default() };
+        for gateway in gateways {
+            let wanted = Route::default_through(*gateway, index);
+            let serves = |route: &Route| route.gateway == wanted.gateway && route.oif == wanted.oif;
+            let defaults = before.iter().filter(|r| r.is_main_default() && r.is_ipv6() == wanted.is_ipv6());
+            let (kept, others): (Vec<_>, Vec<_>) = defaults.cloned().partition(|route| serves(route));
+            plan.removed.extend(others);
+            if kept.is_empty() {
+                plan.added.push(wanted);
+            }
+        }
+        Ok(plan)
+    }
+
+    /// Makes the change, and reads back that it is made. After an error everything is as before, as far as the kernel lets
+    /// it.
+    ///
+    /// # Errors
+    /// The kernel's; [`Error::Unverified`] if it shows something else afterwards.
+    pub async fn apply<L: Links>(&self, links: &L, index: u32) -> Result<(), Error> {
+        let changed = async {
+            for route in &self.removed {
+                links.del_route(route).await?;
+            }
+            for route in &self.added {
+                links.add_route(route).await?;
+            }
+            match self.differences(links, index).await?.into_iter().next() {
+                Some(difference) => Err(difference),
+                None => Ok(()),
+            }
+        };
+        let changed = changed.await;
+        if changed.is_err()
+            && let Err(undo) = self.undo(links).await
+        {
+            tracing::warn!(%undo, "default routes could not be put back");
+        }
+        changed
+    }
+
+    /// What is not as wanted: an [`Error::Unverified`] for each family.
+    ///
+    /// # Errors
+    /// The kernel's, when it is asked.
+    pub async fn differences<L: Links>(&self, links: &L, index: u32) -> Result<Vec<Error>, Error> {
+        let now = links.routes().await?;
+        let mut differences = Vec::new();
+        for gateway in &self.gateways {
+            let of_family = |r: &&Route| r.is_main_default() && r.is_ipv6() == gateway.is_ipv6();
+            let found: Vec<&Route> = now.iter().filter(of_family).collect();
+            let as_wanted = |route: &&Route| route.gateway == Some(*gateway) && route.oif == Some(index);
+            if found.is_empty() || !found.iter().all(as_wanted) {
+                differences.push(unverified(links, *gateway, index, &found).await?);
+            }
+        }
+        Ok(differences)
+    }
+
     /// Takes the change back: deletes what was added, adds what was removed. Tries everything; the first error is
     /// returned. What is gone or back already is no error.
+    ///
+    /// # Errors
+    /// The kernel's.
     pub async fn undo<L: Links>(&self, links: &L) -> Result<(), Error> {
         let mut first = Ok(());
         for route in &self.added {
@@ -195,57 +269,28 @@ fn is(error: &Error, errno: nix::errno::Errno) -> bool {
     error.errno() == Some(errno as i32)
 }
 
-/// Makes `gateways` the default routes of the pod, through interface `index`: for each family that has a gateway, every
-/// other default route of the main table is deleted, the new one added, and the result read back. A family without a
-/// gateway here keeps its routes. After an error everything is as before, as far as the kernel lets it. The caller has
-/// looked the interface up: there is no way to call this for one that is not there.
-pub async fn set_default_route<L: Links>(links: &L, index: u32, gateways: &[IpAddr]) -> Result<DefaultRoutes, Error> {
-    let mut done = DefaultRoutes::default();
-    match change_defaults(links, index, gateways, &mut done).await {
-        Ok(()) => Ok(done),
-        Err(error) => {
-            if let Err(undo) = done.undo(links).await {
-                tracing::warn!(%undo, "default routes could not be put back");
-            }
-            Err(error)
-        }
-    }
-}
-
-async fn change_defaults<L: Links>(
-    links: &L,
-    index: u32,
-    gateways: &[IpAddr],
-    done: &mut DefaultRoutes,
-) -> Result<(), Error> {
-    let before = links.routes().await?;
-    for gateway in gateways {
-        let wanted = Route::default_through(*gateway, index);
-        let serves = |route: &Route| route.gateway == wanted.gateway && route.oif == wanted.oif;
-        let defaults = before.iter().filter(|r| r.is_main_default() && r.is_ipv6() == wanted.is_ipv6());
-        let (kept, others): (Vec<_>, Vec<_>) = defaults.partition(|route| serves(route));
-        for route in others {
-            links.del_route(route).await?;
-            done.removed.push(route.clone());
-        }
-        if kept.is_empty() {
-            links.add_route(&wanted).await?;
-            done.added.push(wanted);
-        }
-    }
-    let after = links.routes().await?;
-    for gateway in gateways {
-        let of_family = |r: &&Route| r.is_main_default() && r.is_ipv6() == gateway.is_ipv6();
-        let found: Vec<_> = after.iter().filter(of_family).map(|r| (r.gateway, r.oif)).collect();
-        if found.is_empty() || found.iter().any(|way| *way != (Some(*gateway), Some(index))) {
-            return Err(Error::Unverified {
-                object: "default route".to_owned(),
-                wanted: format!("via {gateway} on link {index}"),
-                found: format!("{found:?}"),
-            });
-        }
-    }
-    Ok(())
+/// Where default routes lead, and where they should, with the interfaces' names.
+async fn unverified<L: Links>(links: &L, gateway: IpAddr, index: u32, found: &[&Route]) -> Result<Error, Error> {
+    let all = links.list().await?;
+    let name = |index: u32| {
+        let link = all.iter().find(|link| link.index == index);
+        link.map_or_else(|| format!("link {index}"), |link| link.name.clone())
+    };
+    let way = |gateway: Option<IpAddr>, oif: Option<u32>| {
+        let parts = [gateway.map(|gateway| format!("via {gateway}")), oif.map(|oif| format!("on {}", name(oif)))];
+        parts.into_iter().flatten().collect::<Vec<_>>().join(" ")
+    };
+    let ways = found.iter().flat_map(|route| {
+        let hops = route.nexthops.iter().map(|hop| way(hop.gateway, Some(hop.oif)));
+        let own = route.nexthops.is_empty().then(|| way(route.gateway, route.oif));
+        own.into_iter().chain(hops)
+    });
+    let ways: Vec<String> = ways.collect();
+    Ok(Error::Unverified {
+        object: format!("{} default route", if gateway.is_ipv4() { "IPv4" } else { "IPv6" }),
+        wanted: way(Some(gateway), Some(index)),
+        found: if ways.is_empty() { "none".to_owned() } else { ways.join(", ") },
+    })
 }
 
 #[cfg(test)]

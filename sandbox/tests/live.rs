@@ -9,8 +9,8 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
 use sandbox::{
-    Dad, Error, LinkChange, LinkState, Links, MacAddr, Netns, NewAddress, Route, RouteSpec, Rtnl, Sysctl, VfSetting,
-    VfVlan, VlanProto, announcing_sysctls, configure, read_back, read_sysctl, set_default_route, write_sysctls,
+    Dad, DefaultRoutes, Error, LinkChange, LinkState, Links, MacAddr, Netns, NewAddress, Route, RouteSpec, Rtnl,
+    Sysctl, VfSetting, VfVlan, VlanProto, announcing_sysctls, configure, read_back, read_sysctl, write_sysctls,
 };
 use serde_json::Value;
 use support::{addr, ip, ip_in, isolated, name, net, new_netns};
@@ -232,28 +232,85 @@ fn the_default_route_is_changed_and_can_be_put_back() {
         let links = Rtnl::open(&Netns::current().unwrap()).unwrap();
         let before = links.routes().await.unwrap();
         let net1 = links.by_name("net1").await.unwrap().unwrap().index;
-        let done = set_default_route(&links, net1, &[addr("10.1.0.1")]).await.unwrap();
-        assert_eq!((done.removed.len(), done.added.len()), (2, 1));
+        let plan = async |gateways: &[&str]| {
+            let gateways: Vec<_> = gateways.iter().map(|text| addr(text)).collect();
+            DefaultRoutes::plan(&links, net1, &gateways).await.unwrap()
+        };
+        let change = plan(&["10.1.0.1"]).await;
+        assert_eq!((change.removed.len(), change.added.len()), (2, 1));
+        let sorted = |mut routes: Vec<Route>| {
+            routes.sort_by_key(|r| format!("{r:?}"));
+            routes
+        };
+        assert_eq!(sorted(links.routes().await.unwrap()), sorted(before.clone()), "planned is not done");
+        let difference = change.differences(&links, net1).await.unwrap().remove(0).to_string();
+        let found = "via 10.0.0.1 on eth0, via 10.0.0.254 on eth0";
+        assert_eq!(difference, format!("IPv4 default route: wanted via 10.1.0.1 on net1, found {found}"));
+        change.apply(&links, net1).await.unwrap();
         let shown = ip("-4 route show default");
         assert_eq!(shown.as_array().unwrap().len(), 1, "{shown}");
         assert_eq!((&shown[0]["gateway"], &shown[0]["dev"]), (&"10.1.0.1".into(), &"net1".into()));
         assert_eq!(ip("-6 route show default")[0]["dev"], "eth0", "the other family keeps its own");
         assert_eq!(ip("-4 route show table 100")[0]["dev"], "eth0", "another table is none of ours");
         // Asking again changes nothing.
-        assert_eq!(set_default_route(&links, net1, &[addr("10.1.0.1")]).await.unwrap(), Default::default());
-        done.undo(&links).await.unwrap();
-        let sorted = |mut routes: Vec<Route>| {
-            routes.sort_by_key(|r| format!("{r:?}"));
-            routes
-        };
+        let again = plan(&["10.1.0.1"]).await;
+        assert_eq!((&again.removed, &again.added), (&vec![], &vec![]));
+        again.apply(&links, net1).await.unwrap();
+        change.undo(&links).await.unwrap();
+        assert_eq!(sorted(links.routes().await.unwrap()), sorted(before.clone()));
+        // Killed in the middle of it: what was done is taken back, and what was not is no error.
+        links.del_route(&change.removed[1]).await.unwrap();
+        change.undo(&links).await.unwrap();
         assert_eq!(sorted(links.routes().await.unwrap()), sorted(before.clone()));
         // A router that cannot be reached: refused, and nothing has changed.
-        let error = set_default_route(&links, net1, &[addr("203.0.113.1")]).await.unwrap_err();
+        let error = plan(&["203.0.113.1"]).await.apply(&links, net1).await.unwrap_err();
         assert_eq!(error.errno(), Some(Errno::ENETUNREACH as i32), "{error}");
+        assert_eq!(sorted(links.routes().await.unwrap()), sorted(before.clone()));
+        // Several ways of one route go and come back together.
+        ip("-6 route append default via fd00::9 dev eth0");
+        let before = links.routes().await.unwrap();
+        let both = plan(&["10.1.0.1", "fd01::1"]).await;
+        assert_eq!((both.removed.len(), both.added.len()), (3, 2), "{both:?}");
+        both.apply(&links, net1).await.unwrap();
+        let shown = ip("-6 route show default");
+        assert_eq!((shown.as_array().unwrap().len(), &shown[0]["dev"]), (1, &"net1".into()), "{shown}");
+        both.undo(&links).await.unwrap();
         assert_eq!(sorted(links.routes().await.unwrap()), sorted(before));
-        let both = set_default_route(&links, net1, &[addr("10.1.0.1"), addr("fd01::1")]).await.unwrap();
-        assert_eq!((both.removed.len(), both.added.len()), (3, 2));
-        assert_eq!(ip("-6 route show default")[0]["dev"], "net1");
+        // One that somebody adds beside it later is a difference.
+        both.apply(&links, net1).await.unwrap();
+        ip("route add default via 10.0.0.1 metric 9");
+        ip("-6 route del default");
+        let told: Vec<String> = both.differences(&links, net1).await.unwrap().iter().map(ToString::to_string).collect();
+        let expected = [
+            "IPv4 default route: wanted via 10.1.0.1 on net1, found via 10.1.0.1 on net1, via 10.0.0.1 on eth0",
+            "IPv6 default route: wanted via fd01::1 on net1, found none",
+        ];
+        assert_eq!(told, expected);
+    });
+}
+
+/// As the CNI plugins add theirs: where another interface leads already, both stand side by side.
+#[test]
+fn a_route_stands_beside_one_of_another_interface() {
+    isolated(|| async {
+        for link in ["eth0", "net1"] {
+            ip(&format!("link add {link} type veth peer name p-{link}"));
+            ip(&format!("link set p-{link} up"));
+        }
+        let links = Rtnl::open(&Netns::current().unwrap()).unwrap();
+        let routes = [RouteSpec::new(net("0.0.0.0/0"), None), RouteSpec::new(net("10.9.0.0/16"), None)];
+        for (link, v4, gateway) in [("eth0", "10.0.0.2/24", "10.0.0.1"), ("net1", "10.1.0.2/24", "10.1.0.1")] {
+            let address = NewAddress { net: net(v4), dad: Dad::AsConfigured };
+            let link = links.by_name(link).await.unwrap().unwrap();
+            // The second of the same is as good as added.
+            let twice = [&routes[..], &routes[..1]].concat();
+            configure(&links, &link, &[address], &[addr(gateway)], &twice).await.unwrap();
+        }
+        for dst in ["default", "10.9.0.0/16"] {
+            let shown = ip(&format!("-4 route show {dst}"));
+            let devices: Vec<_> = shown.as_array().unwrap().iter().map(|route| &route["dev"]).collect();
+            assert_eq!(devices, ["net1", "eth0"], "the later one is preferred");
+        }
     });
 }
 

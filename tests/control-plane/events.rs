@@ -136,7 +136,10 @@ fn each_network_that_is_refused_or_fails_has_an_event_with_its_own_error() {
     // While it is attached.
     let pod = Bed::pod_with("failed", "failing");
     bed.call("ADD", &netns, &conf, &pod).fails(110);
-    assert_eq!(said("failed", 1), ["AttachmentRefused: default/failing as net1: plugin failing (ADD): no port left; of 3"]);
+    assert_eq!(
+        said("failed", 1),
+        ["AttachmentRefused: default/failing as net1: plugin failing (ADD): no port left; of 3"]
+    );
     bed.assert_undone(&netns);
 
     // What the primary or the server is the cause of, kubelet says.

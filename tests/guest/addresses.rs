@@ -3,9 +3,8 @@
 use serde_json::{Value, json};
 
 use crate::{
-    harness::{Interface, Recorder, ip_in, ping},
+    harness::{Interface, Recorder, Wire, ip_in, ping},
     node::Node,
-    wire::Wire,
 };
 
 #[test]

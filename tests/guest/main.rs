@@ -34,4 +34,3 @@ mod ranges;
 mod refusals;
 mod reservations;
 mod takeover;
-mod wire;

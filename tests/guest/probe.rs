@@ -5,9 +5,8 @@ use std::fs;
 use serde_json::{Value, json};
 
 use crate::{
-    harness::{Interface, Which, ip, ip_in, names, ping, trace},
+    harness::{Interface, Which, Wire, ip, ip_in, names, ping, trace},
     node::{Node, Vf},
-    wire::Wire,
 };
 
 /// A VF of the other port with addresses that nobody gave it.

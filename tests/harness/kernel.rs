@@ -67,6 +67,21 @@ impl Interface {
     }
 }
 
+/// Where the default routes of the main table lead, one family after the other: `INTERFACE GATEWAY`, each.
+pub fn defaults(netns: &str) -> [Vec<String>; 2] {
+    ["-4", "-6"].map(|family| {
+        let mut routes = parse(&ip_in(netns, &format!("-j {family} route show default")));
+        // `unreachable` and the like.
+        routes.retain(|route| route.get("type").is_none());
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let hops = routes.iter().flat_map(|route| match route["nexthops"].as_array() {
+            Some(hops) => hops.clone(),
+            None => vec![route.clone()],
+        });
+        hops.map(|hop| format!("{} {}", text(&hop["dev"]), text(&hop["gateway"]))).collect()
+    })
+}
+
 fn parse(text: &str) -> Vec<Value> {
     if text.trim().is_empty() { Vec::new() } else { serde_json::from_str(text).expect("ip -j prints JSON") }
 }

@@ -9,16 +9,18 @@ mod kubelet;
 mod multus;
 mod recorder;
 mod tracer;
+mod wire;
 mod world;
 
 pub use call::{Call, Outcome};
-pub use kernel::{Interface, in_netns, ip, ip_in, ping};
+pub use kernel::{Interface, defaults, in_netns, ip, ip_in, ping};
 pub use kubelet::{
     Answer, CdiDevice, ClaimResource, ContainerMemory, DynamicResource, Kubelet, PodResources, SOCKET as KUBELET_SOCKET,
 };
 pub use multus::{MULTUS_DIRECTORY, go_bytes, multus_files};
 pub use recorder::{Recorder, Recording};
 pub use tracer::{Point, Traced, Which, census, trace};
+pub use wire::Wire;
 pub use world::{World, bare, bare_add, beds, names, pod_args, run};
 
 use serde_json::Value;

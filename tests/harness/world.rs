@@ -129,6 +129,33 @@ impl World {
         fs::write("/run/flannel/subnet.env", text).expect("subnet.env");
     }
 
+    /// Flannel's chain on a node with both families, 10.244.7.0/24 and fd00:244:0:7::/64; flanneld masquerades by itself.
+    pub fn flannel_of_two_families(&self) -> String {
+        let path = self.flannel_primary();
+        let text = "FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.7.1/24\nFLANNEL_IPV6_NETWORK=fd00:244::/48\n\
+                    FLANNEL_IPV6_SUBNET=fd00:244:0:7::1/64\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n";
+        fs::write("/run/flannel/subnet.env", text).expect("subnet.env");
+        path
+    }
+
+    /// A client at 192.168.77.2 behind a namespace that forwards, and that nothing else leads to; gives its namespace.
+    pub fn client_behind(&self, router: &str) -> String {
+        let client = self.netns();
+        super::in_netns(router, &["sysctl", "-qw", "net.ipv4.ip_forward=1"]);
+        super::ip_in(
+            router,
+            &format!("link add to-client type veth peer name far0 netns {}", client.replace("/run/netns/", "")),
+        );
+        for (netns, link, address) in
+            [(router, "to-client", "192.168.77.1/24"), (client.as_str(), "far0", "192.168.77.2/24")]
+        {
+            super::ip_in(netns, &format!("addr add {address} dev {link}"));
+            super::ip_in(netns, &format!("link set {link} up"));
+        }
+        super::ip_in(&client, "route add default via 192.168.77.1");
+        client
+    }
+
     /// Our conf for a primary at a path.
     pub fn conf(&self, primary: &str) -> Value {
         json!({

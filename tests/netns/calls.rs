@@ -194,7 +194,7 @@ fn a_default_route_that_leads_nowhere_undoes_the_pod() {
     world.macvlan("net-a", "10.10.1.0/24");
     world.pod("p", r#"[{"name":"net-a","default-route":["192.0.2.1"]}]"#);
     let netns = world.netns();
-    let text = world.call("ADD", "c1", &netns, &conf).pod("p").fails(101);
+    let text = world.call("ADD", "c1", &netns, &conf).pod("p").fails(7);
     assert!(text.contains("default/net-a as net1") && text.contains("192.0.2.1"), "{text}");
     assert!(Interface::find(&netns, "eth0").is_none());
     world.assert_clean();

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use sandbox::{IfName, Netns, Rtnl, set_default_route};
+use sandbox::Netns;
 use serde_json::{Value, json};
 use tokio::time::{Instant, timeout};
 
@@ -35,12 +35,15 @@ pub(super) struct Made {
     pub(super) device_info: Option<Value>,
     /// What a pool gave for it before it was made.
     pub(super) reserved: Addresses,
+    /// Its result has other default routes than its plugins gave.
+    pub(super) is_rerouted: bool,
 }
 
 impl Made {
     /// One of which only the record is there.
     pub(super) fn new(record: Record) -> Self {
-        Self { record, result: CniResult::default(), device_info: None, reserved: Addresses::default() }
+        let (result, reserved) = (CniResult::default(), Addresses::default());
+        Self { record, result, device_info: None, reserved, is_rerouted: false }
     }
 }
 
@@ -224,39 +227,6 @@ impl Engine {
         Ok(())
     }
 
-    /// Gives the pod's default route to the networks that the pod chose for it, and takes it out of the other results.
-    async fn settle_default_routes(&self, request: &Request, netns: &Netns, made: &mut [Made]) -> Result<(), Error> {
-        let wanting: Vec<(usize, &Attachment)> = request
-            .attachments
-            .iter()
-            .enumerate()
-            .filter(|(_, attachment)| !attachment.default_route.is_empty())
-            .collect();
-        if wanting.is_empty() {
-            return Ok(());
-        }
-        let links = Rtnl::open(netns)?;
-        for (at, attachment) in wanting {
-            let change = async {
-                let name = IfName::try_from(attachment.interface.as_str())?;
-                let link = sandbox::read_back(&links, &name).await?.link;
-                set_default_route(&links, link.index, &attachment.default_route).await
-            };
-            let changed = change.await.map_err(|error| attachment.failed(error.into()))?;
-            made[at].record.default_routes = Some(changed);
-            self.records.write(&made[at].record, false)?;
-            for gateway in &attachment.default_route {
-                move_default_route(made, at, *gateway);
-            }
-            let Made { record, result, .. } = &mut made[at];
-            record.result = result.to_json(self.records.conf(record)?.version)?;
-            self.records.write(record, false)?;
-        }
-        let primary = &mut made[0];
-        primary.record.result = primary.result.to_json(self.records.conf(&primary.record)?.version)?;
-        Ok(())
-    }
-
     /// Writes network-status before the pod's containers can read it.
     async fn report(&self, request: &Request, made: &[Made]) -> Result<(), Error> {
         let Some(pod) = request.pod.as_ref().filter(|_| self.cluster.is_there()) else { return Ok(()) };
@@ -309,7 +279,7 @@ impl Engine {
 }
 
 fn described(made: &Made) -> Attached<'_> {
-    let gateways = made.result.routes.iter().filter(|route| route.dst.prefix_len() == 0);
+    let gateways = made.result.routes.iter().filter(|route| route.is_main_default());
     let of_ips =
         |v4: bool| made.result.ips.iter().find(|ip| ip.address.addr().is_ipv4() == v4).and_then(|ip| ip.gateway);
     Attached {
@@ -321,26 +291,5 @@ fn described(made: &Made) -> Attached<'_> {
             .filter_map(|route| route.gw.or_else(|| of_ips(route.dst.addr().is_ipv4())))
             .collect(),
         device_info: made.device_info.clone(),
-    }
-}
-
-/// Writes the move of a family's default route into the results.
-fn move_default_route(made: &mut [Made], to: usize, gateway: std::net::IpAddr) {
-    let v4 = gateway.is_ipv4();
-    for made in made.iter_mut() {
-        made.result.routes.retain(|route| route.dst.prefix_len() != 0 || route.dst.addr().is_ipv4() != v4);
-    }
-    let everywhere = if v4 { "0.0.0.0/0" } else { "::/0" };
-    if let (Ok(dst), Some(made)) = (everywhere.parse(), made.get_mut(to)) {
-        let route = crate::cni::Route {
-            dst,
-            gw: Some(gateway),
-            mtu: None,
-            advmss: None,
-            priority: None,
-            table: None,
-            scope: None,
-        };
-        made.result.routes.push(route);
     }
 }

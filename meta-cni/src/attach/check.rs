@@ -5,7 +5,7 @@ use sandbox::{IfName, Netns, ReadBack, Rtnl, read_back};
 use super::{
     Engine,
     builtin::has_interface,
-    open_netns,
+    default_routes, open_netns,
     record::{Entry, Record},
 };
 use crate::{
@@ -64,6 +64,12 @@ impl Engine {
         let mut errors = Vec::new();
         if has_interface(record) {
             errors.extend(compare(record, &result, netns).await.err());
+        }
+        match default_routes::differences(record, netns).await {
+            Ok(differences) => errors.extend(differences),
+            // That the interface is missing is said already.
+            Err(error) if errors.is_empty() => errors.push(error),
+            Err(_) => {}
         }
         let scene = self.scene(record, &self.invocation.netns);
         let builtin = self.is_builtin_list(&list);

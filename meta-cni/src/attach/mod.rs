@@ -12,6 +12,7 @@ mod builtin;
 mod check;
 mod configured;
 mod dead;
+mod default_routes;
 mod del;
 mod gc;
 mod lock;

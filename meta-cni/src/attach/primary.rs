@@ -2,6 +2,7 @@
 
 use std::{fs, path::PathBuf, time::Duration};
 
+use ipnet::IpNet;
 use tokio::time::{Instant, sleep};
 
 use super::configured::networks;
@@ -35,8 +36,37 @@ pub(super) fn missing(list: &PluginList, settings: &Settings) -> Option<String> 
             ));
         }
     };
-    let subnet = subnet_of(&text);
-    subnet.is_none().then(|| format!("Flannel's {} names no FLANNEL_SUBNET", file.display()))
+    let lacking = lacking(&text);
+    (!lacking.is_empty()).then(|| {
+        format!(
+            "Flannel's {} is not whole: {} missing or torn; flanneld writes it when it starts",
+            file.display(),
+            lacking.join(", ")
+        )
+    })
+}
+
+/// What Flannel's plugin needs of a subnet file and does not find there: the network and the node's subnet of one family at
+/// least, and what comes after them.
+fn lacking(text: &str) -> Vec<&'static str> {
+    let is_network = |value: &str| value.split(',').all(|one| one.trim().parse::<IpNet>().is_ok());
+    let has = |key: &str, is_good: &dyn Fn(&str) -> bool| value_of(text, key).is_some_and(is_good);
+    let (v4, v6) = (value_of(text, "FLANNEL_SUBNET"), value_of(text, "FLANNEL_IPV6_SUBNET"));
+    let of_family = match (v4, v6) {
+        (None, Some(_)) => ["FLANNEL_IPV6_NETWORK", "FLANNEL_IPV6_SUBNET"],
+        _ => ["FLANNEL_NETWORK", "FLANNEL_SUBNET"],
+    };
+    let wanted = [
+        (of_family[0], has(of_family[0], &is_network)),
+        (of_family[1], has(of_family[1], &|value| value.parse::<IpNet>().is_ok())),
+        ("FLANNEL_MTU", has("FLANNEL_MTU", &|value| value.parse::<u32>().is_ok())),
+        ("FLANNEL_IPMASQ", has("FLANNEL_IPMASQ", &|value| matches!(value, "true" | "false"))),
+    ];
+    wanted.into_iter().filter(|(_, is_there)| !is_there).map(|(key, _)| key).collect()
+}
+
+fn value_of<'a>(text: &'a str, key: &str) -> Option<&'a str> {
+    text.lines().find_map(|line| line.trim().strip_prefix(key)?.strip_prefix('='))
 }
 
 /// The file with Flannel's subnet, if the primary is Flannel.
@@ -60,10 +90,9 @@ pub(super) fn bridge_of(list: &PluginList) -> Option<String> {
     (kind.is_empty() || kind == "bridge").then(|| name.unwrap_or_else(|| DEFAULT_BRIDGE.to_owned()))
 }
 
-/// `FLANNEL_SUBNET` of a subnet file: the bridge's address with its prefix.
-#[must_use]
-pub(super) fn subnet_of(text: &str) -> Option<ipnet::IpNet> {
-    text.lines().find_map(|line| line.trim().strip_prefix("FLANNEL_SUBNET=")?.parse().ok())
+/// The node's subnets of a subnet file, one of a family at most: the bridge's addresses with their prefixes.
+pub(super) fn subnets_of(text: &str) -> impl Iterator<Item = IpNet> {
+    ["FLANNEL_SUBNET", "FLANNEL_IPV6_SUBNET"].into_iter().filter_map(|key| value_of(text, key)?.parse().ok())
 }
 
 /// The networks of every pod, once the primary is ready; waits for it within `readinessTimeoutSeconds`.

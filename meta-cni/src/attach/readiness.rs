@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use ipnet::IpNet;
 use sandbox::{IfName, Netns, Rtnl, read_back};
 
 use tokio::time::Instant;
@@ -68,23 +69,25 @@ impl Engine {
 /// the bridge plugin then fails each ADD ("already has an IP address different from").
 async fn bridge_disagreement(list: &PluginList) -> Option<String> {
     let file = primary::subnet_file(list)?;
-    let subnet = primary::subnet_of(&std::fs::read_to_string(&file).ok()?)?;
+    let text = std::fs::read_to_string(&file).ok()?;
     let name = primary::bridge_of(list)?;
     let links = Rtnl::open(&Netns::current().ok()?).ok()?;
     // No bridge yet: the first pod makes it.
     let found = read_back(&links, &IfName::try_from(name.as_str()).ok()?).await.ok()?;
-    let addresses: Vec<String> = found
-        .addresses
-        .iter()
-        .filter(|address| address.net.addr().is_ipv4() == subnet.addr().is_ipv4() && address.scope == 0)
-        .map(|address| address.net.to_string())
-        .collect();
-    let agrees = addresses.is_empty() || addresses.contains(&subnet.to_string());
-    (!agrees).then(|| {
-        format!(
-            "bridge {name} has {}, {} says {subnet}: delete the bridge (ip link delete {name}), the next pod makes it anew",
-            addresses.join(", "),
-            file.display()
-        )
-    })
+    let disagreement = |subnet: IpNet| {
+        let of_family = found
+            .addresses
+            .iter()
+            .filter(|address| address.net.addr().is_ipv4() == subnet.addr().is_ipv4() && address.scope == 0);
+        let addresses: Vec<String> = of_family.map(|address| address.net.to_string()).collect();
+        let agrees = addresses.is_empty() || addresses.contains(&subnet.to_string());
+        (!agrees).then(|| {
+            format!(
+                "bridge {name} has {}, {} says {subnet}: delete the bridge (ip link delete {name}), the next pod makes it anew",
+                addresses.join(", "),
+                file.display()
+            )
+        })
+    };
+    primary::subnets_of(&text).find_map(disagreement)
 }

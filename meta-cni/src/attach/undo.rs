@@ -92,13 +92,23 @@ impl Engine {
         let builtin = record.vf.is_some() || record.addresses.is_some() || self.is_builtin_list(&list);
         // Only its addresses were reserved: no plugin that is chained after it has been called.
         let is_begun = builtin && record.vf.is_none() && record.addresses.is_some();
+        let mut errors = Vec::new();
         if !is_begun {
             let scene = self.scene(record, netns.unwrap_or_default());
             let result = record.result.clone();
-            chain::del(&list, usize::from(builtin), Some(&result), &scene, netns.is_none()).await?;
+            let deleted = chain::del(&list, usize::from(builtin), Some(&result), &scene, netns.is_none()).await;
+            // While the sandbox is there the plugin is asked again, with the interface still in its place. Without one it
+            // may never succeed, and neither VF nor address is to wait for that.
+            match deleted {
+                Err(error) if netns.is_some() => return Err(error),
+                deleted => errors.extend(deleted.err()),
+            }
         }
         if builtin {
-            self.undo_builtin(record, &list, netns).await?;
+            errors.extend(self.undo_builtin(record, &list, netns).await.err());
+        }
+        if let Some(error) = Error::join(errors) {
+            return Err(error);
         }
         self.forget_device_info(&record.call.container, &record.interface)
     }

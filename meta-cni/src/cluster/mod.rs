@@ -18,9 +18,9 @@ use crate::{
     settings::Settings,
 };
 use api_server::ApiServer;
+pub(crate) use api_server::jittered;
 pub use event::{Event, Reason, Subject};
 pub use events::{Events, Handed, POST_COMMAND};
-pub(crate) use api_server::jittered;
 use manifests::Manifests;
 
 /// The pod a call is for, as the runtime names it in `CNI_ARGS`.

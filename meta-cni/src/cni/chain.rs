@@ -11,6 +11,10 @@ use super::{
     exec::{Execution, find_plugin},
 };
 
+/// Plugins that keep nothing outside the sandbox, and whose DEL fails where there is none: `sbr` opens the namespace to
+/// lock it.
+const OF_THE_SANDBOX_ALONE: [&str; 1] = ["sbr"];
+
 /// What all plugins of one attachment are told.
 #[derive(Debug, Clone)]
 pub struct Scene {
@@ -72,7 +76,8 @@ fn in_version(kind: &str, printed: Value, version: SpecVersion) -> Result<Value,
 
 /// Runs DEL in reverse down to the plugin at `down_to`. It stops at the first error, as libcni does: a plugin further
 /// ahead may free an address that a later one still uses (cni#924). With the namespace gone nothing uses it any more,
-/// and a plugin that cannot live without one must not keep the others from freeing theirs: then all are run.
+/// and a plugin that cannot live without one must not keep the others from freeing theirs: then all are run, but for those
+/// that could do nothing but fail.
 ///
 /// # Errors
 /// The failing plugins'.
@@ -86,6 +91,9 @@ pub async fn del(
     let previous = previous.filter(|value| value.is_object() && list.version >= SpecVersion::V0_4_0);
     let mut errors = Vec::new();
     for plugin in list.plugins.iter().skip(down_to).rev() {
+        if namespace_gone && OF_THE_SANDBOX_ALONE.contains(&plugin.kind.as_str()) {
+            continue;
+        }
         let deleted = run(list, plugin, Command::Del, previous, scene).await;
         errors.extend(deleted.err());
         if !namespace_gone && !errors.is_empty() {

@@ -69,6 +69,20 @@ pub struct Route {
     pub scope: Option<u8>,
 }
 
+impl Route {
+    /// A route through a gateway, all else by default.
+    #[must_use]
+    pub fn through(dst: IpNet, gateway: IpAddr) -> Self {
+        Self { dst, gw: Some(gateway), mtu: None, advmss: None, priority: None, table: None, scope: None }
+    }
+
+    /// Whether it is a default route of the main table: one of another table is not what a pod goes by.
+    #[must_use]
+    pub fn is_main_default(&self) -> bool {
+        self.dst.prefix_len() == 0 && self.table.is_none_or(|table| table == 0 || table == sandbox::MAIN_TABLE)
+    }
+}
+
 /// Name servers as a network gives them.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Dns {

@@ -200,10 +200,12 @@ impl Links for FakeLinks {
         })
     }
 
-    async fn replace_route(&self, route: &Route) -> Result<(), Error> {
-        self.send("replace a route", &route.dst.to_string(), |model| {
-            model.routes.retain(|(ns, have)| *ns != self.ns || !same_slot(have, route));
-            model.routes.push((self.ns, route.clone()));
+    async fn add_route_beside(&self, route: &Route) -> Result<(), Error> {
+        self.send("add a route", &route.dst.to_string(), |model| {
+            if model.routes.iter().any(|(ns, have)| *ns == self.ns && have == route) {
+                return Err(Errno::EEXIST);
+            }
+            model.routes.insert(0, (self.ns, route.clone()));
             Ok(())
         })
     }

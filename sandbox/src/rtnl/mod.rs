@@ -11,7 +11,7 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use futures_util::{FutureExt, Stream, StreamExt};
-use netlink_packet_core::{NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE};
+use netlink_packet_core::{NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL};
 use netlink_packet_route::RouteNetlinkMessage as Message;
 use netlink_packet_route::address::AddressMessage;
 use netlink_packet_route::link::{LinkAttribute, LinkMessage};
@@ -224,10 +224,10 @@ impl Links for Rtnl {
         conn::request(&self.handle, message, flags, "add a route", &describe(route)).await.map(drop)
     }
 
-    async fn replace_route(&self, route: &Route) -> Result<(), Error> {
+    async fn add_route_beside(&self, route: &Route) -> Result<(), Error> {
         let message = Message::NewRoute(encode::route(route));
-        let flags = NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE;
-        conn::request(&self.handle, message, flags, "replace a route", &describe(route)).await.map(drop)
+        let flags = NLM_F_ACK | NLM_F_CREATE;
+        conn::request(&self.handle, message, flags, "add a route", &describe(route)).await.map(drop)
     }
 
     async fn del_route(&self, route: &Route) -> Result<(), Error> {

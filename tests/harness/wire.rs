@@ -7,17 +7,27 @@ use std::{
     time::Duration,
 };
 
-/// tcpdump on an interface of the host, from the moment it listens.
-pub(crate) struct Wire {
+/// tcpdump on an interface, from the moment it listens.
+pub struct Wire {
     tcpdump: Child,
     lines: mpsc::Receiver<String>,
 }
 
 impl Wire {
-    /// Listens for what a filter lets pass.
-    pub(crate) fn tap(interface: &str, filter: &str) -> Self {
-        let mut tcpdump = Command::new("tcpdump")
-            .args(["-p", "-l", "-nn", "-e", "-v", "-i", interface, filter])
+    /// Listens in the host for what a filter lets pass.
+    pub fn tap(interface: &str, filter: &str) -> Self {
+        Self::listen(&[], interface, filter)
+    }
+
+    /// Listens in a namespace.
+    pub fn tap_in(netns: &str, interface: &str, filter: &str) -> Self {
+        Self::listen(&["nsenter", &format!("--net={netns}")], interface, filter)
+    }
+
+    fn listen(before: &[&str], interface: &str, filter: &str) -> Self {
+        let words = [before, &["tcpdump", "-p", "-l", "-nn", "-e", "-v", "-i", interface, filter]].concat();
+        let mut tcpdump = Command::new(words[0])
+            .args(&words[1..])
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
@@ -33,7 +43,7 @@ impl Wire {
     }
 
     /// What is seen until a text has come; panics when it does not come.
-    pub(crate) fn until(&self, text: &str) -> String {
+    pub fn until(&self, text: &str) -> String {
         let mut seen = String::new();
         while !seen.contains(text) {
             let line = self.lines.recv_timeout(Duration::from_secs(10));

@@ -11,6 +11,7 @@ mod configured;
 mod conformance;
 mod deletion;
 mod engine;
+mod events;
 mod face;
 mod forms;
 mod multus;

@@ -142,6 +142,18 @@ fn each_network_that_is_refused_or_fails_has_an_event_with_its_own_error() {
     );
     bed.assert_undone(&netns);
 
+    // While what was made before is undone.
+    let undoing = Recorder::install(&bed.world.bin, &["slow"]);
+    undoing.behave("slow", "DEL", "while [ ! -e /run/test/go-on ]; do sleep 0.05; done\n");
+    Bed::create(&[definition("slow", &json!({"cniVersion": "1.0.0", "type": "slow"}))]);
+    let pod = Bed::pod_with("undone-slowly", "slow,failing");
+    let mut adding = bed.call("ADD", &netns, &conf, &pod).start();
+    assert_eq!(said("undone-slowly", 1).len(), 1);
+    assert!(adding.try_wait().unwrap().is_none(), "the event came after the rollback");
+    fs::write("/run/test/go-on", "").unwrap();
+    assert_eq!(adding.wait().unwrap().code(), Some(1));
+    bed.assert_undone(&netns);
+
     // What the primary or the server is the cause of, kubelet says.
     let mut broken = conf.clone();
     broken["clusterNetwork"] = json!("/etc/cni/primary/none.conflist");

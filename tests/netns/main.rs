@@ -13,6 +13,7 @@ mod deletion;
 mod devices;
 mod dsr;
 mod engine;
+mod events;
 mod face;
 mod forms;
 mod multus;

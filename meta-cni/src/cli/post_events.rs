@@ -2,16 +2,17 @@
 //! command for people, and so not in their table.
 
 use std::{
-    fs::{self, OpenOptions},
-    io::{self, IsTerminal as _, Read},
-    os::fd::RawFd,
+    fs::{self, File, OpenOptions},
+    io::{self, IsTerminal as _, Read, Seek as _},
+    os::fd::{AsFd as _, RawFd},
+    process::Stdio,
 };
 
 use nix::unistd::{close, dup2_stderr, dup2_stdin, dup2_stdout, setsid};
 
 use super::{Answer, Failure};
 use crate::{
-    cluster::{Handed, POST_COMMAND},
+    cluster::{Handed, POST_COMMAND, post_command},
     cni::Error,
     log,
 };
@@ -32,7 +33,10 @@ pub(super) fn run(stdin: impl Read) -> Result<Answer, Failure> {
     let mut text = String::new();
     stdin.take(LONGEST_INPUT).read_to_string(&mut text).map_err(|problem| usage(&problem.to_string()))?;
     let handed = Handed::read(&text).map_err(|problem| usage(&problem.to_string()))?;
-    detach().map_err(|source| Error::io("leave the caller's session:", "/dev/null", source))?;
+    if setsid().is_err() && start_again().is_ok() {
+        return Ok(Answer { text: String::new(), good: true });
+    }
+    let_go().map_err(|source| Error::io("let go of what the caller had open:", "/proc/self/fd, /dev/null", source))?;
     log::start_at_best(&handed.settings());
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -42,11 +46,18 @@ pub(super) fn run(stdin: impl Read) -> Result<Answer, Failure> {
     Ok(Answer { text: String::new(), good: true })
 }
 
-/// Leaves everything of the caller behind: its session and process group, and what it has open. Its own end of stdout goes
-/// last, by which the caller knows.
-fn detach() -> io::Result<()> {
-    // It fails only for the leader of a group, which a shell makes of us: then there is nobody to be detached from.
-    let _ = setsid();
+/// Starts the same once more, on the same events. A process that leads a process group cannot begin a session, and we lead
+/// one from our start; a child of ours does not. It fails if stdin cannot be read twice: then a person started us, and the
+/// session does not matter.
+fn start_again() -> io::Result<()> {
+    let mut input = File::from(io::stdin().as_fd().try_clone_to_owned()?);
+    input.rewind()?;
+    // It is not waited for, because we end.
+    post_command().stdin(input).stdout(Stdio::null()).stderr(Stdio::null()).spawn().map(drop)
+}
+
+/// Closes whatever the caller had open, and was inherited.
+fn let_go() -> io::Result<()> {
     let open: Vec<RawFd> = fs::read_dir("/proc/self/fd")?
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
         .filter(|descriptor| *descriptor > 2)
@@ -57,7 +68,7 @@ fn detach() -> io::Result<()> {
     }
     let null = OpenOptions::new().read(true).write(true).open("/dev/null")?;
     dup2_stdin(&null)?;
-    dup2_stderr(&null)?;
     dup2_stdout(&null)?;
+    dup2_stderr(&null)?;
     Ok(())
 }

@@ -1,10 +1,10 @@
 //! Events of one ADD on their way to the API server: posted while the rest of the call goes on, and what is not acknowledged
-//! when the reply is ready handed to a process of its own. The reply waits for that no longer than [`REPLY_DELAY`].
+//! when the reply is ready handed to a process of its own. The reply waits for that no longer than `REPLY_DELAY`.
 
 use std::{
     collections::VecDeque,
     fs::File,
-    io::{self, Seek as _, Write as _},
+    io::{self, Seek as _},
     mem,
     os::unix::process::CommandExt as _,
     path::PathBuf,
@@ -17,7 +17,6 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::{
-    io::AsyncReadExt as _,
     process::Command,
     task::JoinHandle,
     time::{Instant, timeout, timeout_at},
@@ -34,11 +33,11 @@ use crate::{
 };
 
 /// The command by which we hand events to a process of our own.
-pub const POST_COMMAND: &str = "post-events";
+pub(crate) const POST_COMMAND: &str = "post-events";
 /// How much later the reply may be because of events...
 const REPLY_DELAY: Duration = Duration::from_millis(50);
 /// ...and what of that is kept for starting the other process.
-const HANDING_OVER: Duration = Duration::from_millis(15);
+const HANDING_OVER: Duration = Duration::from_millis(10);
 /// How long that process tries, and how long one try may take: a connection may lead nowhere.
 const LIFE: Duration = Duration::from_secs(10);
 const TRY: Duration = Duration::from_secs(4);
@@ -78,7 +77,7 @@ struct State {
 
 /// What the process that events are handed to reads on its stdin.
 #[derive(Debug, Serialize, Deserialize)]
-pub struct Handed {
+pub(crate) struct Handed {
     #[serde(flatten)]
     settings: HandedSettings,
     events: Vec<Value>,
@@ -150,15 +149,14 @@ impl Events {
         }
     }
 
-    /// Waits for the server's word, [`REPLY_DELAY`] at most; then hands what is left to a process of its own, which nobody
-    /// waits for. This is the last thing before the reply is printed, and not done after it, because a runtime reads a
+    /// Waits for the server's word, and hands what is left then to a process of its own, which nobody waits for: within
+    /// `REPLY_DELAY`. This is the last thing before the reply is printed, and not done after it, because a runtime reads a
     /// plugin's reply when the plugin has ended: what would come after the print would delay it as well. The sandbox's lock
     /// must be given up before, since its descriptor would be inherited.
     pub async fn finish(&self) {
         let posting = self.0.posting.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(mut posting) = posting else { return };
-        let reply = Instant::now() + REPLY_DELAY;
-        if timeout_at(reply - HANDING_OVER, &mut posting).await.is_err() {
+        if timeout(REPLY_DELAY - HANDING_OVER, &mut posting).await.is_err() {
             posting.abort();
         }
         let events: Vec<Value> = mem::take(&mut self.0.queue.lock().waiting).into();
@@ -167,7 +165,7 @@ impl Events {
         }
         let count = events.len();
         let handed = Handed { settings: self.0.settings.clone(), events };
-        match hand_over(&handed, reply).await {
+        match hand_over(&handed) {
             Ok(()) => tracing::info!(count, "events are posted by a process of their own"),
             Err(error) => tracing::warn!(count, %error, "events are lost: no process could be started for them"),
         }
@@ -233,35 +231,37 @@ async fn post_first(server: &ApiServer, queue: &Queue, event: &Value) -> Result<
     Ok(())
 }
 
-/// Starts the process, with the events on its stdin: a file in memory, so that no size makes the start wait.
-async fn hand_over(handed: &Handed, until: Instant) -> io::Result<()> {
+/// Starts the process, with the events on its stdin: a file in memory, so that no size makes the start wait. It is in a process
+/// group of its own from the first, so that what ends ours does not end it; the session comes later (see `cli::post_events`).
+fn hand_over(handed: &Handed) -> io::Result<()> {
     let mut input = File::from(memfd_create(c"events", MFdFlags::MFD_CLOEXEC)?);
     serde_json::to_writer(&input, handed)?;
-    input.flush()?;
     input.rewind()?;
-    // Our own program, also if its file was replaced meanwhile.
+    let mut command = post_command();
+    command.stdin(input).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0);
+    // Nobody waits for it: it is init's when we have ended, which is now.
+    Command::from(command).spawn().map(drop)
+}
+
+/// Our own program, also if its file was replaced meanwhile, as the process that posts events.
+pub(crate) fn post_command() -> std::process::Command {
     let mut command = std::process::Command::new("/proc/self/exe");
     command.arg0("meta-cni").arg(POST_COMMAND).env_clear().current_dir("/");
-    let mut child = Command::from(command).stdin(input).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
-    // It closes its end as soon as it has a session of its own: until then what ends our process group would end it, too.
-    if let Some(mut stdout) = child.stdout.take() {
-        let _ = timeout_at(until, stdout.read(&mut [0])).await;
-    }
-    Ok(())
+    command
 }
 
 impl Handed {
-    /// Reads what [`hand_over`] wrote.
+    /// Reads what `hand_over` wrote.
     ///
     /// # Errors
     /// What the parser says.
-    pub fn read(text: &str) -> serde_json::Result<Self> {
+    pub(crate) fn read(text: &str) -> serde_json::Result<Self> {
         serde_json::from_str(text)
     }
 
     /// The settings that say where to log: to a file alone, since nobody reads our stderr.
     #[must_use]
-    pub fn settings(&self) -> Settings {
+    pub(crate) fn settings(&self) -> Settings {
         Settings {
             log_file: self.settings.log_file.clone(),
             log_level: self.settings.log_level.clone(),
@@ -270,17 +270,17 @@ impl Handed {
         }
     }
 
-    /// Posts the events, and tries again what may pass, for [`LIFE`] in all. What fails for good is in the log.
-    pub async fn post(self) {
+    /// Posts the events, and tries again what may pass, for `LIFE` in all. What fails for good is in the log.
+    pub(crate) async fn post(self) {
         let end = Instant::now() + LIFE;
         let server = ApiServer::new(&self.settings.kubeconfig, end);
         let queue = Queue(Mutex::new(State { waiting: self.events.into(), closed: false }));
         let mut pause = FIRST_PAUSE;
         while let Some(event) = queue.first() {
-            let problem = match timeout(TRY, post_first(&server, &queue, &event)).await {
+            let problem = match timeout_at(end.min(Instant::now() + TRY), post_first(&server, &queue, &event)).await {
                 Ok(Ok(())) => continue,
                 Ok(Err(error)) => error.to_string(),
-                Err(_) => format!("the API server did not answer within {} s", TRY.as_secs()),
+                Err(_) => "the API server did not answer in time".to_owned(),
             };
             if Instant::now() + pause >= end {
                 let lost = queue.lock().waiting.len();

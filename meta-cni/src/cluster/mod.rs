@@ -20,7 +20,8 @@ use crate::{
 use api_server::ApiServer;
 pub(crate) use api_server::jittered;
 pub use event::{Event, Reason, Subject};
-pub use events::{Events, Handed, POST_COMMAND};
+pub use events::Events;
+pub(crate) use events::{Handed, POST_COMMAND, post_command};
 use manifests::Manifests;
 
 /// The pod a call is for, as the runtime names it in `CNI_ARGS`.

@@ -1,0 +1,131 @@
+//! Events where no API server is: they are in the log; and where it answers in ways that the real one cannot be made to.
+//! `tests/control-plane/events.rs` shows the rest, on the real one.
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    iter,
+    net::{TcpListener, TcpStream},
+    process::{Command, Stdio},
+    thread,
+};
+
+use serde_json::{Value, json};
+
+use crate::harness::{Recorder, World};
+
+#[test]
+fn without_an_api_server_events_are_in_the_log_alone() {
+    let world = World::new();
+    Recorder::install(&world.bin, &["main", "x"]);
+    let mut conf = world.conf(&world.primary(&json!({"cniVersion": "1.0.0", "name": "main", "type": "main"})));
+    conf["logLevel"] = json!("info");
+    conf["events"] = json!("all");
+    world.definition("x", &json!({"cniVersion": "1.0.0", "type": "x"}));
+    let netns = world.netns();
+    world.pod("p", "missing");
+    let outcome = world.call("ADD", "c1", &netns, &conf).pod("p").run();
+    let line = outcome.stderr.lines().find(|line| line.contains("NoNetworkFound")).expect("a line in the log");
+    assert!(line.contains("WARN") && line.contains("there is no definition default/missing"), "{line}");
+    world.pod("p", "x");
+    let outcome = world.call("ADD", "c1", &netns, &conf).pod("p").run();
+    assert_eq!(outcome.code, 0, "{outcome:#?}");
+    for added in ["Add eth0 [] from main", "Add net1 [] from default/x"] {
+        let line = outcome.stderr.lines().find(|line| line.contains(added)).expect("a line in the log");
+        assert!(line.contains("INFO") && line.contains("AddedInterface"), "{line}");
+    }
+    world.call("DEL", "c1", &netns, &conf).pod("p").ok();
+    world.assert_clean();
+}
+
+#[test]
+fn the_command_that_events_are_handed_to_says_that_it_is_not_for_people() {
+    let binary = env!("CARGO_BIN_EXE_meta-cni");
+    let help = Command::new(binary).arg("--help").output().unwrap();
+    assert!(!String::from_utf8(help.stdout).unwrap().contains("post-events"));
+    for input in ["", "yes", "{}"] {
+        let mut child = Command::new(binary)
+            .arg("post-events")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+        let output = child.wait_with_output().unwrap();
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert_eq!((output.status.code(), output.stdout.as_slice()), (Some(2), &b""[..]), "{text}");
+        assert!(text.starts_with("meta-cni: post-events is what meta-cni itself starts"), "{text}");
+    }
+}
+
+/// Reads one request and answers it with a status; gives its first line and its body. Nothing for a connection without a
+/// request: the call, whose reply was ready, gave it up.
+fn answer(stream: TcpStream, code: u16) -> Option<(String, Value)> {
+    let mut reader = BufReader::new(stream);
+    let line = |reader: &mut BufReader<TcpStream>| {
+        let mut line = String::new();
+        reader.read_line(&mut line).unwrap();
+        line.trim().to_owned()
+    };
+    let first = line(&mut reader);
+    if first.is_empty() {
+        return None;
+    }
+    let mut length = 0;
+    loop {
+        let header = line(&mut reader).to_ascii_lowercase();
+        if let Some(value) = header.strip_prefix("content-length: ") {
+            length = value.parse().unwrap();
+        }
+        if header.is_empty() {
+            break;
+        }
+    }
+    let mut body = vec![0; length];
+    reader.read_exact(&mut body).unwrap();
+    let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
+        "message": "as the test wants it", "reason": "", "code": code})
+    .to_string();
+    let head = format!("HTTP/1.1 {code} X\r\nContent-Type: application/json\r\nContent-Length: {}\r\n", status.len());
+    // It may give up now as well.
+    let _ = reader.into_inner().write_all(format!("{head}Connection: close\r\n\r\n{status}").as_bytes());
+    Some((first, serde_json::from_slice(&body).unwrap()))
+}
+
+/// What a server that answers with these codes in turn is sent for a pod that is refused.
+fn sent(world: &World, codes: &'static [u16]) -> Vec<(String, Value)> {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let kubeconfig = json!({
+        "apiVersion": "v1", "kind": "Config", "current-context": "test",
+        "clusters": [{"name": "test", "cluster": {"server": format!("http://{}", listener.local_addr().unwrap())}}],
+        "users": [{"name": "test", "user": {"token": "t"}}],
+        "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test"}}],
+    });
+    fs::write("/run/test/kubeconfig", kubeconfig.to_string()).unwrap();
+    let mut conf = world.conf(&world.primary(&json!({"cniVersion": "1.0.0", "name": "main", "type": "main"})));
+    conf.as_object_mut().unwrap().remove("manifestDir");
+    conf["kubeconfig"] = json!("/run/test/kubeconfig");
+    let annotations = json!({"k8s.v1.cni.cncf.io/networks": "wrong@a:b"});
+    conf["runtimeConfig"] = json!({"io.kubernetes.cri.pod-annotations": annotations});
+    let serve =
+        move |code: &u16| iter::repeat_with(|| listener.accept().unwrap().0).find_map(|stream| answer(stream, *code));
+    let server = thread::spawn(move || codes.iter().filter_map(serve).collect());
+    world.call("ADD", "c1", &world.netns(), &conf).pod("p").fails(7);
+    server.join().unwrap()
+}
+
+#[test]
+fn a_server_that_is_busy_is_sent_the_same_event_again() {
+    let world = World::new();
+    Recorder::install(&world.bin, &["main"]);
+    let sent = sent(&world, &[503, 429, 500, 201]);
+    let (_, event) = &sent[0];
+    assert_eq!(event["reason"], "AttachmentRefused");
+    let says = "annotation k8s.v1.cni.cncf.io/networks: \"wrong@a:b\": interface name contains";
+    assert!(event["message"].as_str().unwrap().starts_with(says), "{event}");
+    assert!(
+        sent.iter()
+            .all(|(line, again)| { line == "POST /api/v1/namespaces/default/events HTTP/1.1" && again == event })
+    );
+}

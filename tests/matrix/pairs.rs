@@ -57,7 +57,23 @@ pub(crate) fn rows(sizes: &[usize], close: &[Vec<usize>], allowed: impl Fn(&[Cho
             *used.entry(*choice).or_default() += 1;
         }
         open.retain(|meeting| !meeting.iter().all(|choice| row.contains(choice)));
-        rows.push(row.into_iter().map(|(_, value)| value).collect());
+        rows.push(row);
     }
-    rows
+    by_variety(rows).into_iter().map(|row| row.into_iter().map(|(_, value)| value).collect()).collect()
+}
+
+/// In the order in which each row brings most pairs that none before it has: so that the first ones have many of them.
+fn by_variety(mut rows: Vec<Meeting>) -> Vec<Meeting> {
+    let pairs = |row: &Meeting| -> BTreeSet<(Choice, Choice)> {
+        row.iter()
+            .flat_map(|one| row.iter().filter(move |other| one < *other).map(move |other| (*one, *other)))
+            .collect()
+    };
+    let (mut ordered, mut met) = (Vec::new(), BTreeSet::new());
+    while let Some(best) = (0..rows.len()).rev().max_by_key(|at| pairs(&rows[*at]).difference(&met).count()) {
+        let row = rows.remove(best);
+        met.extend(pairs(&row));
+        ordered.push(row);
+    }
+    ordered
 }

@@ -26,6 +26,9 @@ pub(crate) const AXES: [(&str, &[&str]); 10] = [
     ("asks", &["nothing", "ips", "mac", "default-route", "interface"]),
 ];
 
+/// Axes whose values meet in threes: what a network is made of, and what the API server has to do with.
+const CLOSE: [&[&str]; 2] = [&["family", "kind", "ipam", "asks"], &["source", "server", "primary"]];
+
 /// What cannot meet, and why.
 pub(crate) const EXCLUDED: [(&[(&str, &str)], &str); 8] = [
     (&[("kind", "ptp"), ("ipam", "none")], "the plugin wants addresses"),
@@ -81,35 +84,58 @@ fn sizes() -> Vec<usize> {
     AXES.iter().map(|(_, values)| values.len()).collect()
 }
 
+fn close() -> Vec<Vec<usize>> {
+    CLOSE.iter().map(|axes| axes.iter().map(|axis| place(axis)).collect()).collect()
+}
+
 /// The matrix.
 pub(crate) fn cells() -> Vec<Cell> {
-    let rows = pairs::rows(&sizes(), may_meet);
+    let rows = pairs::rows(&sizes(), &close(), may_meet);
     rows.into_iter().enumerate().map(|(index, row)| Cell { index, row }).collect()
 }
 
-/// How many pairs it has.
-pub(crate) fn pair_count() -> usize {
-    pairs::pairs(&sizes(), may_meet).len()
+/// How many pairs of values it has, and how many triples.
+pub(crate) fn counts() -> (usize, usize) {
+    let all = pairs::meetings(&sizes(), &close(), may_meet);
+    let pairs = all.iter().filter(|meeting| meeting.len() == 2).count();
+    (pairs, all.len() - pairs)
+}
+
+/// Each way to choose a value of each of some axes.
+fn every(axes: &[&'static str]) -> Vec<Vec<(&'static str, &'static str)>> {
+    let [first, rest @ ..] = axes else { return vec![Vec::new()] };
+    let values = AXES[place(first)].1.iter();
+    values.flat_map(|value| every(rest).into_iter().map(move |rest| [vec![(*first, *value)], rest].concat())).collect()
 }
 
 #[test]
-fn every_pair_of_values_that_is_not_excluded_meets_in_a_cell_and_no_other() {
+fn all_values_that_are_not_excluded_meet_in_a_cell_and_no_others() {
     let cells = cells();
-    let mut met = 0;
-    for (at, (axis, values)) in AXES.iter().enumerate() {
-        for (other_axis, others) in &AXES[at + 1..] {
-            for (value, other) in values.iter().flat_map(|value| others.iter().map(move |other| (value, other))) {
-                let pair = [(*axis, *value), (*other_axis, *other)];
-                let excluded = EXCLUDED.iter().any(|(rule, _)| rule.iter().all(|choice| pair.contains(choice)));
-                let count = cells.iter().filter(|cell| pair.iter().all(|(axis, value)| cell.is(axis, value))).count();
-                assert_eq!(count == 0, excluded, "{pair:?} is in {count} cells");
-                met += usize::from(!excluded);
+    let met =
+        |meeting: &[(&str, &str)]| cells.iter().any(|cell| meeting.iter().all(|(axis, value)| cell.is(axis, value)));
+    let excluded =
+        |meeting: &[(&str, &str)]| EXCLUDED.iter().any(|(rule, _)| rule.iter().all(|choice| meeting.contains(choice)));
+    // How many of these meet; each that is not excluded must.
+    let count = |axes: &[&'static str]| {
+        let all = every(axes);
+        all.iter().for_each(|meeting| assert_ne!(met(meeting), excluded(meeting), "{meeting:?}"));
+        all.iter().filter(|meeting| met(meeting)).count()
+    };
+    let names: Vec<&str> = AXES.iter().map(|(axis, _)| *axis).collect();
+    let (mut pairs, mut triples) = (0, 0);
+    for (at, one) in names.iter().enumerate() {
+        for (then, other) in names.iter().enumerate().skip(at + 1) {
+            pairs += count(&[one, other]);
+            let close =
+                |third: &&&str| CLOSE.iter().any(|axes| [one, other, *third].iter().all(|axis| axes.contains(axis)));
+            for third in names[then + 1..].iter().filter(close) {
+                triples += count(&[one, other, third]);
             }
         }
     }
-    assert_eq!(met, pair_count());
+    assert_eq!((pairs, triples), counts());
     for (rule, why) in EXCLUDED {
-        assert!(!cells.iter().any(|cell| rule.iter().all(|(axis, value)| cell.is(axis, value))), "{rule:?}: {why}");
+        assert!(!met(rule), "{rule:?}: {why}");
     }
     assert_eq!(self::cells(), cells, "another run gives another matrix");
 }

@@ -9,6 +9,7 @@ mod harness;
 mod bed;
 mod budget;
 mod credentials;
+mod dra;
 mod identity;
 mod outage;
 mod rbac;

@@ -217,13 +217,28 @@ impl Engine {
         let resources: Vec<(String, Option<String>)> =
             networks.iter().map(|network| (network.name.clone(), network.resource.clone())).collect();
         let devices = match pod.filter(|_| resources.iter().any(|(_, resource)| resource.is_some())) {
-            Some(pod) => {
-                kubelet::devices(pod, Path::new(kubelet::SOCKET), Path::new(kubelet::CHECKPOINT), self.deadline).await?
-            }
+            Some(pod) => self.devices(pod, &resources).await?,
             None => Devices::default(),
         };
         let assigned = devices.assign(&resources)?;
         Ok(networks.into_iter().zip(assigned).collect())
+    }
+
+    /// The pod's devices: as kubelet says, and if these are too few for its networks, those of its resource claims too.
+    async fn devices(&self, pod: &PodName, wanted: &[(String, Option<String>)]) -> Result<Devices, Error> {
+        let (socket, checkpoint) = (Path::new(kubelet::SOCKET), Path::new(kubelet::CHECKPOINT));
+        let mut devices = kubelet::devices(pod, socket, checkpoint, self.deadline).await?;
+        if devices.suffice(wanted) {
+            return Ok(devices);
+        }
+        match self.cluster.claimed_devices(pod).await {
+            Ok(claimed) => devices.merge(claimed),
+            Err(error) => {
+                let wanting = devices.assign(wanted).err();
+                return Err(Error::Several([error].into_iter().chain(wanting).collect()));
+            }
+        }
+        Ok(devices)
     }
 
     /// Tells the plugins of an attachment with a device where its device-info file is, or may be written.

@@ -1,4 +1,5 @@
-//! The API requests that we make, all of them: GET a pod's metadata, GET a definition, PATCH a pod's status.
+//! The API requests that we make, but for those of resource claims (`claims`): GET a pod's metadata, GET a definition, PATCH
+//! a pod's status.
 
 use std::{
     hash::{BuildHasher as _, Hasher as _, RandomState},
@@ -117,7 +118,13 @@ impl ApiServer {
         }
     }
 
-    async fn send(&self, method: Method, path: &str, accept: &str, patch: Option<Value>) -> Result<Value, Failure> {
+    pub(super) async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        accept: &str,
+        patch: Option<Value>,
+    ) -> Result<Value, Failure> {
         let connecting = self.connection.get_or_try_init(|| connect(&self.kubeconfig));
         let Connection { client, server } = match timeout_at(self.deadline, connecting).await {
             Ok(connection) => connection.map_err(Failure::Ours)?,
@@ -161,7 +168,7 @@ pub(crate) fn jittered(longest: Duration) -> Duration {
 }
 
 /// Why a request was not answered with what was asked for.
-enum Failure {
+pub(super) enum Failure {
     /// The server's answer.
     Status(u16, String),
     /// No answer: from where and why.
@@ -189,7 +196,7 @@ impl Failure {
         matches!(self, Self::Status(409 | 429 | 500 | 502..=504, _))
     }
 
-    fn into_error(self, verb: &str, what: &str) -> Error {
+    pub(super) fn into_error(self, verb: &str, what: &str) -> Error {
         match self {
             Self::Status(401, message) => Error::TryLater(format!(
                 "cannot {verb} {what}: the API server does not accept our credentials ({message}): renew those of the kubeconfig"

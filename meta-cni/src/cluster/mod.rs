@@ -1,7 +1,9 @@
 //! Where pods and definitions come from and where status goes: an API server, or a directory of manifests.
 
 mod api_server;
+mod claims;
 mod dns;
+mod dra;
 mod manifests;
 
 use std::collections::BTreeMap;
@@ -11,7 +13,7 @@ use tokio::time::Instant;
 
 use crate::{
     cni::{CniArgs, Error},
-    network::Definition,
+    network::{Definition, Devices},
     settings::Settings,
 };
 use api_server::ApiServer;
@@ -131,6 +133,17 @@ impl Cluster {
             Self::None => Err(Error::Config(format!(
                 "definition {namespace}/{name} cannot be looked up: the conf has neither \"kubeconfig\" nor \"manifestDir\""
             ))),
+        }
+    }
+
+    /// The devices of a pod's resource claims, with what was passed over and why. Manifests know of none.
+    ///
+    /// # Errors
+    /// [`Error::TryLater`] when pod, claims or what drivers publish cannot be had now, or nothing is allocated yet.
+    pub async fn claimed_devices(&self, pod: &PodName) -> Result<Devices, Error> {
+        match self {
+            Self::ApiServer(server) => server.claimed_devices(pod).await,
+            Self::Manifests(_) | Self::None => Ok(Devices::default()),
         }
     }
 

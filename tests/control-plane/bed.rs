@@ -350,7 +350,15 @@ fn sweep() {
     for link in names("/sys/class/net").iter().filter(|link| ["cni0", "uplink"].contains(&link.as_str())) {
         ip(&format!("link delete {link}"));
     }
-    for directory in ["/var/lib/cni", "/run/test", "/run/flannel", "/run/meta-cni", "/etc/cni"] {
+    for directory in [
+        "/var/lib/cni",
+        "/run/test",
+        "/run/flannel",
+        "/run/meta-cni",
+        "/run/k8s.cni.cncf.io",
+        "/etc/cni",
+        "/var/lib/kubelet",
+    ] {
         let inside = names(directory);
         for path in inside.iter().map(|name| Path::new(directory).join(name)) {
             if path.is_dir() { fs::remove_dir_all(&path).unwrap() } else { fs::remove_file(&path).unwrap() }

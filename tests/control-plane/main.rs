@@ -11,6 +11,7 @@ mod budget;
 mod certificates;
 mod credentials;
 mod crowd;
+mod dra;
 mod events;
 mod front;
 mod identity;

@@ -155,6 +155,13 @@ fn devices_that_kubelet_gave_a_pod_go_to_its_networks() {
     let given: Vec<(Value, Value)> =
         card.calls().iter().map(|call| (call.0["ifname"].clone(), call.0["conf"]["deviceID"].clone())).collect();
     assert_eq!(given, [("net1", "port-a"), ("second", "port-b")].map(|(a, b)| (json!(a), json!(b))));
+    // kubelet counts what it was asked: for one pod, and never for all.
+    let metrics = node.kubectl(&["get", "--raw", "/api/v1/nodes/node-1/proxy/metrics"], "");
+    let counted = |name: &str| metrics.lines().find(|line| line.starts_with(name)).map(str::to_owned);
+    let get = counted("kubelet_pod_resources_endpoint_requests_get{").expect("kubelet counts Get");
+    assert!(!get.ends_with(" 0"), "{get}");
+    assert_eq!(counted("kubelet_pod_resources_endpoint_requests_list{"), None);
+    assert_eq!(counted("kubelet_pod_resources_endpoint_errors_get{"), None);
 
     // One that asks for the network alone is told what it lacks.
     node.create(&[pod("poor", "card")]);

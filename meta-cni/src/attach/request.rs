@@ -220,15 +220,29 @@ impl Engine {
         let resources: Vec<(String, Option<String>)> =
             networks.iter().map(|network| (network.name.clone(), network.resource.clone())).collect();
         let devices = match pod.filter(|_| resources.iter().any(|(_, resource)| resource.is_some())) {
-            Some(pod) => {
-                let (socket, checkpoint) = (Path::new(kubelet::SOCKET), Path::new(kubelet::CHECKPOINT));
-                let given = kubelet::devices(pod, socket, checkpoint, self.deadline).await;
-                given.map_err(|error| error.refusing(with_resource(&networks)))?
-            }
+            Some(pod) => self.devices(pod, &resources).await?,
             None => Devices::default(),
         };
         let assigned = devices.assign(&resources)?;
         Ok(networks.into_iter().zip(assigned).collect())
+    }
+
+    /// The pod's devices: as kubelet says, and if these are too few for its networks, those of its resource claims too.
+    async fn devices(&self, pod: &PodName, wanted: &[(String, Option<String>)]) -> Result<Devices, Error> {
+        let (socket, checkpoint) = (Path::new(kubelet::SOCKET), Path::new(kubelet::CHECKPOINT));
+        let given = kubelet::devices(pod, socket, checkpoint, self.deadline).await;
+        let mut devices = given.map_err(|error| error.refusing(with_resource(wanted)))?;
+        if devices.suffice(wanted) {
+            return Ok(devices);
+        }
+        match self.cluster.claimed_devices(pod).await {
+            Ok(claimed) => devices.merge(claimed),
+            Err(error) => {
+                let wanting = devices.assign(wanted).err();
+                return Err(Error::Several([error].into_iter().chain(wanting).collect()));
+            }
+        }
+        Ok(devices)
     }
 
     /// Tells the plugins of an attachment with a device where its device-info file is, or may be written.
@@ -293,9 +307,9 @@ fn second_flannel(attachments: &[Attachment]) -> Option<Error> {
 }
 
 /// The networks whose devices kubelet is asked for.
-fn with_resource(networks: &[Network]) -> String {
-    let wanting = networks.iter().filter(|network| network.resource.is_some());
-    wanting.map(|network| network.name.as_str()).collect::<Vec<_>>().join(", ")
+fn with_resource(networks: &[(String, Option<String>)]) -> String {
+    let wanting = networks.iter().filter(|(_, resource)| resource.is_some());
+    wanting.map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(", ")
 }
 
 /// The PCI devices that an attachment uses: given by kubelet, or written into its configuration.

@@ -1,4 +1,5 @@
-//! The API requests that we make, all of them: GET a pod's metadata, GET a definition, PATCH a pod's status, POST an event.
+//! The API requests that we make, but for those of resource claims (`claims`): GET a pod's metadata, GET a definition, PATCH
+//! a pod's status, POST an event.
 
 use std::{
     hash::{BuildHasher as _, Hasher as _, RandomState},
@@ -128,7 +129,13 @@ impl ApiServer {
 
     /// Sends a request until it is answered: again and again within the deadline while the server is busy or breaks off,
     /// and with credentials that are read anew for a while if these are not accepted.
-    async fn send(&self, method: Method, path: &str, accept: &str, patch: Option<Value>) -> Result<Value, Failure> {
+    pub(super) async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        accept: &str,
+        patch: Option<Value>,
+    ) -> Result<Value, Failure> {
         let body = patch.map(|patch| patch.to_string().into_bytes()).unwrap_or_default();
         let mut pause = FIRST_PAUSE;
         let mut rotation_ends = None;
@@ -240,7 +247,7 @@ pub(crate) fn jittered(longest: Duration) -> Duration {
 }
 
 /// Why a request was not answered with what was asked for.
-enum Failure {
+pub(super) enum Failure {
     /// The server's answer.
     Status(u16, String),
     /// No answer: from where and why.
@@ -288,7 +295,7 @@ impl Failure {
         }
     }
 
-    fn into_error(self, verb: &str, what: &str) -> Error {
+    pub(super) fn into_error(self, verb: &str, what: &str) -> Error {
         match self {
             Self::Status(401, message) => Error::TryLater(format!(
                 "cannot {verb} {what}: the API server does not accept our credentials ({message}): renew those of the kubeconfig"

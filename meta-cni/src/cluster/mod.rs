@@ -1,8 +1,10 @@
 //! Where pods and definitions come from and where status and events go: an API server, or a directory of manifests.
 
 mod api_server;
+mod claims;
 mod connection;
 mod dns;
+mod dra;
 mod event;
 mod events;
 mod manifests;
@@ -14,7 +16,7 @@ use tokio::time::Instant;
 
 use crate::{
     cni::{CniArgs, Error},
-    network::Definition,
+    network::{Definition, Devices},
     settings::Settings,
 };
 use api_server::ApiServer;
@@ -137,6 +139,17 @@ impl Cluster {
             Self::None => Err(Error::Config(format!(
                 "definition {namespace}/{name} cannot be looked up: the conf has neither \"kubeconfig\" nor \"manifestDir\""
             ))),
+        }
+    }
+
+    /// The devices of a pod's resource claims, with what was passed over and why. Manifests know of none.
+    ///
+    /// # Errors
+    /// [`Error::TryLater`] when pod, claims or what drivers publish cannot be had now, or nothing is allocated yet.
+    pub async fn claimed_devices(&self, pod: &PodName) -> Result<Devices, Error> {
+        match self {
+            Self::ApiServer(server) => server.claimed_devices(pod).await,
+            Self::Manifests(_) | Self::None => Ok(Devices::default()),
         }
     }
 

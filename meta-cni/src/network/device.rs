@@ -4,22 +4,63 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::cni::Error;
 
-/// The devices that kubelet gave to a pod, by resource. IDs are opaque.
+/// The devices of a pod, by resource: from kubelet, and from the pod's resource claims. IDs are opaque.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Devices(BTreeMap<String, BTreeSet<String>>);
+pub struct Devices {
+    given: BTreeMap<String, BTreeSet<String>>,
+    claims: Vec<String>,
+    passed_over: Vec<String>,
+}
 
 impl Devices {
-    /// Adds what one container of the pod was given.
+    /// Adds what one container or claim of the pod was given.
     pub fn add(&mut self, resource: &str, ids: impl IntoIterator<Item = String>) {
-        self.0.entry(resource.to_owned()).or_default().extend(ids);
+        self.given.entry(resource.to_owned()).or_default().extend(ids);
     }
 
-    /// Gives each network of a resource one device: sorted IDs in the order of the networks, none twice. The networks
-    /// are pairs of a name for messages and the resource, if any.
+    /// Notes that the devices of a resource claim are among them.
+    pub fn note_claim(&mut self, name: &str) {
+        self.claims.push(name.to_owned());
+    }
+
+    /// Notes why a device of the pod is not among them: to be told if one is wanting.
+    pub fn pass_over(&mut self, reason: String) {
+        self.passed_over.push(reason);
+    }
+
+    /// Adds others; a device that both have is one.
+    pub fn merge(&mut self, other: Self) {
+        for (resource, ids) in other.given {
+            self.add(&resource, ids);
+        }
+        self.claims.extend(other.claims);
+        self.passed_over.extend(other.passed_over);
+    }
+
+    /// Whether there are as many devices of each resource as networks of it. The networks are pairs of a name for
+    /// messages and the resource, if any.
+    #[must_use]
+    pub fn suffice(&self, networks: &[(String, Option<String>)]) -> bool {
+        self.shortages(networks).is_empty()
+    }
+
+    /// Gives each network of a resource one device: sorted IDs in the order of the networks, none twice.
     ///
     /// # Errors
     /// [`Error::Config`] naming networks and devices when there are fewer devices than networks.
     pub fn assign(&self, networks: &[(String, Option<String>)]) -> Result<Vec<Option<String>>, Error> {
+        if let Some(error) = Error::join(self.shortages(networks)) {
+            return Err(error);
+        }
+        let mut left: BTreeMap<&str, _> =
+            self.given.iter().map(|(resource, ids)| (resource.as_str(), ids.iter())).collect();
+        let next = |resource: &str| left.get_mut(resource).and_then(Iterator::next).cloned();
+        let mut next = next;
+        Ok(networks.iter().map(|(_, resource)| resource.as_deref().and_then(&mut next)).collect())
+    }
+
+    /// What is wanting, an error for each resource.
+    fn shortages(&self, networks: &[(String, Option<String>)]) -> Vec<Error> {
         let none = BTreeSet::new();
         let mut errors = Vec::new();
         for resource in networks.iter().filter_map(|(_, resource)| resource.as_deref()).collect::<BTreeSet<_>>() {
@@ -28,31 +69,33 @@ impl Devices {
                 .filter(|(_, wanted)| wanted.as_deref() == Some(resource))
                 .map(|(name, _)| name.as_str())
                 .collect();
-            let given = self.0.get(resource).unwrap_or(&none);
+            let given = self.given.get(resource).unwrap_or(&none);
             if given.len() < wanting.len() {
-                errors.push(Error::Config(shortage(resource, &wanting, given)).refusing(wanting.join(", ")));
+                let shortage = Error::Config(self.shortage(resource, &wanting, given));
+                errors.push(shortage.refusing(wanting.join(", ")));
             }
         }
-        if let Some(error) = Error::join(errors) {
-            return Err(error);
-        }
-        let mut left: BTreeMap<&str, _> =
-            self.0.iter().map(|(resource, ids)| (resource.as_str(), ids.iter())).collect();
-        let next = |resource: &str| left.get_mut(resource).and_then(Iterator::next).cloned();
-        let mut next = next;
-        Ok(networks.iter().map(|(_, resource)| resource.as_deref().and_then(&mut next)).collect())
+        errors
     }
-}
 
-fn shortage(resource: &str, wanting: &[&str], given: &BTreeSet<String>) -> String {
-    let given: Vec<&str> = given.iter().map(String::as_str).collect();
-    let found = if given.is_empty() { "none".to_owned() } else { given.join(", ") };
-    format!(
-        "resource {resource}: {} device(s) wanted for {}, kubelet gave the pod {found}: request as many {resource} in the \
-         pod's resources as it has networks of it",
-        wanting.len(),
-        wanting.join(", "),
-    )
+    fn shortage(&self, resource: &str, wanting: &[&str], given: &BTreeSet<String>) -> String {
+        let given: Vec<&str> = given.iter().map(String::as_str).collect();
+        let found = if given.is_empty() { "none".to_owned() } else { given.join(", ") };
+        let (number, wanting) = (wanting.len(), wanting.join(", "));
+        let wanted = format!("resource {resource}: {number} device(s) wanted for {wanting}");
+        if self.claims.is_empty() {
+            return format!(
+                "{wanted}, kubelet gave the pod {found}: request as many {resource} in the pod's resources as it has \
+                 networks of it"
+            );
+        }
+        let passed_over: String = self.passed_over.iter().map(|reason| format!("; {reason}")).collect();
+        format!(
+            "{wanted}, kubelet and the pod's resource claims ({}) gave {found}: ask for as many {resource} as the pod has \
+             networks of it{passed_over}",
+            self.claims.join(", ")
+        )
+    }
 }
 
 #[cfg(test)]
@@ -87,5 +130,26 @@ mod tests {
             }
             other => panic!("{other:?}"),
         }
+    }
+
+    #[test]
+    fn what_two_sources_have_is_sorted_together_and_counted_once() {
+        let mut devices = Devices::default();
+        devices.add("r/a", ["b".to_owned(), "d".to_owned()]);
+        let networks: Vec<_> = ["n1", "n2", "n3"].map(|name| network(name, Some("r/a"))).into();
+        assert!(devices.suffice(&networks[..2]) && !devices.suffice(&networks));
+        let mut claimed = Devices::default();
+        claimed.add("r/a", ["b".to_owned(), "a".to_owned()]);
+        claimed.note_claim("c1");
+        claimed.pass_over("device x has no attribute y".to_owned());
+        devices.merge(claimed);
+        let given = devices.assign(&networks).unwrap();
+        assert_eq!(given, ["a", "b", "d"].map(|id| Some(id.to_owned())));
+        let four: Vec<_> = networks.iter().cloned().chain([network("n4", Some("r/a"))]).collect();
+        let said = devices.assign(&four).unwrap_err().to_string();
+        assert!(said.contains(
+            "4 device(s) wanted for n1, n2, n3, n4, kubelet and the pod's resource claims (c1) gave a, b, d"
+        ));
+        assert!(said.ends_with("; device x has no attribute y"), "{said}");
     }
 }

@@ -1,0 +1,390 @@
+//! Devices by dynamic resource allocation (`resource.k8s.io/v1`): from the claims of a pod to the devices that they were
+//! given, and from these to what their driver publishes of them. The answers of the API server are read here; who asks
+//! for them is `claims`.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Deserializer};
+use serde_json::Value;
+
+use crate::cni::Error;
+
+/// The attribute of a device that holds its ID for the network's plugin.
+pub(super) const DEVICE_ATTRIBUTE: &str = "k8s.cni.cncf.io/deviceID";
+/// The attribute that names the resource, as definitions do.
+pub(super) const RESOURCE_ATTRIBUTE: &str = "k8s.cni.cncf.io/resourceName";
+
+/// A pod, as far as it tells of its claims.
+#[derive(Debug, Deserialize)]
+pub(super) struct ClaimingPod {
+    #[serde(default)]
+    spec: PodSpec,
+    #[serde(default)]
+    status: PodStatus,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct PodSpec {
+    node_name: String,
+    #[serde(deserialize_with = "or_default")]
+    resource_claims: Vec<NamedClaim>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct PodStatus {
+    #[serde(deserialize_with = "or_default")]
+    resource_claim_statuses: Vec<NamedClaim>,
+    extended_resource_claim_status: Option<ExtendedClaim>,
+}
+
+/// Of the pod's claims those that it names itself have their name in its spec, and those that were made for it by a
+/// template in its status.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct NamedClaim {
+    resource_claim_name: Option<String>,
+}
+
+/// The claim that the scheduler made for resources that the pod asks for as it asks for those of device plugins.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct ExtendedClaim {
+    resource_claim_name: String,
+    #[serde(default, deserialize_with = "or_default")]
+    request_mappings: Vec<Mapping>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Mapping {
+    resource_name: String,
+    request_name: String,
+}
+
+impl ClaimingPod {
+    /// Reads the pod object.
+    pub(super) fn read(object: Value) -> Result<Self, Error> {
+        serde_json::from_value(object).map_err(|problem| Error::decode("the pod's resource claims", problem))
+    }
+
+    /// Its node.
+    pub(super) fn node(&self) -> &str {
+        &self.spec.node_name
+    }
+
+    /// The names of its claims, each once.
+    pub(super) fn claims(&self) -> BTreeSet<&str> {
+        let named = self.spec.resource_claims.iter().chain(&self.status.resource_claim_statuses);
+        let extended =
+            self.status.extended_resource_claim_status.iter().map(|claim| claim.resource_claim_name.as_str());
+        named.filter_map(|claim| claim.resource_claim_name.as_deref()).chain(extended).collect()
+    }
+
+    /// The resource that a request of a claim stands for, if the pod asked for it by a resource's name.
+    fn resource_of(&self, claim: &str, request: &str) -> Option<String> {
+        let extended = self.status.extended_resource_claim_status.as_ref();
+        let mappings = &extended.filter(|extended| extended.resource_claim_name == claim)?.request_mappings;
+        // A request with alternatives is followed by the one that was chosen.
+        let request = request.split('/').next().unwrap_or_default();
+        mappings.iter().find(|mapping| mapping.request_name == request).map(|mapping| mapping.resource_name.clone())
+    }
+
+    /// The devices that a claim of this pod was given, but for those that it may only look at (admin access).
+    ///
+    /// # Errors
+    /// [`Error::TryLater`] when nothing was allocated yet, or not for this pod.
+    pub(super) fn devices_of(&self, title: &str, object: Value, pod_uid: &str) -> Result<Vec<Allocated>, Error> {
+        let claim: Claim = serde_json::from_value(object).map_err(|problem| Error::decode(title, problem))?;
+        let Some(allocation) = claim.status.allocation else {
+            return Err(Error::TryLater(format!("{title} of the pod has no devices allocated yet")));
+        };
+        if !claim.status.reserved_for.iter().any(|consumer| consumer.resource == "pods" && consumer.uid == pod_uid) {
+            return Err(Error::TryLater(format!(
+                "{title} is not reserved for the pod (UID {pod_uid}): its devices are others'"
+            )));
+        }
+        let own = allocation.devices.results.into_iter().filter(|result| result.admin_access != Some(true));
+        Ok(own
+            .map(|result| Allocated {
+                resource: self.resource_of(&claim.metadata.name, &result.request),
+                title: format!("device {}/{}/{} of {title}", result.driver, result.pool, result.device),
+                driver: result.driver,
+                pool: result.pool,
+                device: result.device,
+            })
+            .collect())
+    }
+}
+
+#[derive(Deserialize)]
+struct Claim {
+    metadata: ClaimName,
+    #[serde(default)]
+    status: ClaimStatus,
+}
+
+#[derive(Deserialize)]
+struct ClaimName {
+    name: String,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct ClaimStatus {
+    allocation: Option<Allocation>,
+    #[serde(deserialize_with = "or_default")]
+    reserved_for: Vec<Consumer>,
+}
+
+#[derive(Deserialize)]
+struct Consumer {
+    resource: String,
+    uid: String,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Allocation {
+    devices: AllocatedDevices,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct AllocatedDevices {
+    #[serde(deserialize_with = "or_default")]
+    results: Vec<AllocationResult>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct AllocationResult {
+    request: String,
+    driver: String,
+    pool: String,
+    device: String,
+    admin_access: Option<bool>,
+}
+
+/// A device that a claim was given.
+#[derive(Debug, PartialEq)]
+pub(super) struct Allocated {
+    /// The driver that has it.
+    pub(super) driver: String,
+    pool: String,
+    device: String,
+    /// The resource that the pod asked for to get it, if it did.
+    resource: Option<String>,
+    /// For messages.
+    title: String,
+}
+
+/// What the driver of a node publishes.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Slices {
+    #[serde(deserialize_with = "or_default")]
+    items: Vec<Slice>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Slice {
+    spec: SliceSpec,
+}
+
+#[derive(Debug, Deserialize)]
+struct SliceSpec {
+    pool: Pool,
+    #[serde(default, deserialize_with = "or_default")]
+    devices: Vec<Device>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Pool {
+    name: String,
+    generation: i64,
+    resource_slice_count: i64,
+}
+
+#[derive(Debug, Deserialize)]
+struct Device {
+    name: String,
+    #[serde(default, deserialize_with = "or_default")]
+    attributes: BTreeMap<String, Value>,
+}
+
+impl Slices {
+    /// Reads the list.
+    pub(super) fn read(object: Value) -> Result<Self, Error> {
+        serde_json::from_value(object).map_err(|problem| Error::decode("the list of ResourceSlices", problem))
+    }
+
+    /// Resource and ID of a device; or why it has none. Of a pool the newest generation counts: what is left of former
+    /// ones is about to be removed.
+    pub(super) fn find(&self, wanted: &Allocated, node: &str) -> Result<(String, String), String> {
+        let title = &wanted.title;
+        let specs = || self.items.iter().map(|slice| &slice.spec).filter(|spec| spec.pool.name == wanted.pool);
+        let Some(newest) = specs().map(|spec| spec.pool.generation).max() else {
+            return Err(format!("{title} is in no ResourceSlice of node {node}"));
+        };
+        let current: Vec<&SliceSpec> = specs().filter(|spec| spec.pool.generation == newest).collect();
+        let Some(device) = current.iter().flat_map(|spec| &spec.devices).find(|device| device.name == wanted.device)
+        else {
+            let all = current.iter().map(|spec| spec.pool.resource_slice_count).max().unwrap_or_default();
+            return Err(format!(
+                "{title} is not among what its driver publishes ({} of {all} ResourceSlices of generation {newest} are there)",
+                current.len()
+            ));
+        };
+        let attribute = |name: &str| match device.attributes.get(name).map(|value| &value["string"]) {
+            Some(Value::String(text)) if !text.is_empty() => Ok(text.clone()),
+            Some(_) => Err(format!("{title}: its attribute {name} is no string")),
+            None => Err(format!("{title} has no attribute {name}")),
+        };
+        let resource = wanted.resource.clone().map_or_else(|| attribute(RESOURCE_ATTRIBUTE), Ok)?;
+        Ok((resource, attribute(DEVICE_ATTRIBUTE)?))
+    }
+}
+
+/// Lists that Go writes as null when they are empty.
+fn or_default<'a, D: Deserializer<'a>, T: Deserialize<'a> + Default>(deserializer: D) -> Result<T, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn pod(object: Value) -> ClaimingPod {
+        ClaimingPod::read(object).unwrap()
+    }
+
+    fn allocated(device: &str, resource: Option<&str>) -> Allocated {
+        Allocated {
+            driver: "d".to_owned(),
+            pool: "p".to_owned(),
+            device: device.to_owned(),
+            resource: resource.map(str::to_owned),
+            title: format!("device d/p/{device}"),
+        }
+    }
+
+    fn slice(generation: i64, count: i64, devices: Value) -> Value {
+        let pool = json!({"name": "p", "generation": generation, "resourceSliceCount": count});
+        json!({"metadata": {"name": "s"}, "spec": {"driver": "d", "pool": pool, "nodeName": "n", "devices": devices}})
+    }
+
+    fn find(slices: &[Value], wanted: &Allocated) -> Result<(String, String), String> {
+        Slices::read(json!({"items": slices})).unwrap().find(wanted, "n")
+    }
+
+    #[test]
+    fn the_claims_of_a_pod_are_in_its_spec_and_its_status() {
+        assert!(pod(json!({"metadata": {}})).claims().is_empty());
+        let claims = json!({
+            "spec": {"nodeName": "n", "resourceClaims": [
+                {"name": "own", "resourceClaimName": "shared"}, {"name": "made", "resourceClaimTemplateName": "t"},
+                {"name": "none", "resourceClaimTemplateName": "t"}]},
+            "status": {
+                "resourceClaimStatuses": [{"name": "made", "resourceClaimName": "made-x7"}, {"name": "none"}],
+                "extendedResourceClaimStatus": {"resourceClaimName": "extended-2b", "requestMappings": null}}
+        });
+        assert_eq!(Vec::from_iter(pod(claims).claims()), ["extended-2b", "made-x7", "shared"]);
+    }
+
+    #[test]
+    fn a_resource_that_the_pod_asked_for_by_name_is_the_devices() {
+        let pod = pod(json!({"status": {"extendedResourceClaimStatus": {
+            "resourceClaimName": "e", "requestMappings": [
+                {"containerName": "c", "resourceName": "r/b", "requestName": "container-0-request-1"},
+                {"containerName": "c", "resourceName": "r/a", "requestName": "container-0-request-0"}]}}}));
+        let result =
+            |request: &str, device: &str| json!({"request": request, "driver": "d", "pool": "p", "device": device});
+        let claim = |name: &str| {
+            json!({"metadata": {"name": name}, "status": {
+                "reservedFor": [{"resource": "pods", "name": "q", "uid": "u0"}, {"resource": "pods", "name": "p", "uid": "u1"}],
+                "allocation": {"devices": {"results": [
+                    result("container-0-request-0", "a"), result("container-0-request-1/large", "b"), result("other", "c")]}}}})
+        };
+        let resources = |name: &str| -> Vec<Option<String>> {
+            let found = pod.devices_of("claim", claim(name), "u1").unwrap();
+            found.into_iter().map(|device| device.resource).collect()
+        };
+        assert_eq!(resources("e"), [Some("r/a".to_owned()), Some("r/b".to_owned()), None]);
+        assert_eq!(resources("f"), [None, None, None]);
+    }
+
+    #[test]
+    fn a_claim_is_allocated_and_reserved_and_not_only_for_looking() {
+        let pod = pod(json!({}));
+        let mut claim = json!({"metadata": {"name": "c"}, "status": {"reservedFor": null}});
+        let refused = |claim: &Value| match pod.devices_of("resource claim ns/c", claim.clone(), "u1") {
+            Err(Error::TryLater(text)) => text,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(refused(&claim), "resource claim ns/c of the pod has no devices allocated yet");
+        let result = |device: &str, admin: Value| json!({"request": "r", "driver": "d", "pool": "p", "device": device, "adminAccess": admin});
+        let results = [result("a", Value::Null), result("b", json!(true)), result("c", json!(false))];
+        claim["status"]["allocation"] = json!({"devices": {"results": results}});
+        assert!(refused(&claim).starts_with("resource claim ns/c is not reserved for the pod (UID u1)"));
+        claim["status"]["reservedFor"] = json!([{"resource": "pods", "name": "p", "uid": "u1"}]);
+        let found = pod.devices_of("resource claim ns/c", claim.clone(), "u1").unwrap();
+        let names: Vec<&str> = found.iter().map(|device| device.device.as_str()).collect();
+        assert_eq!(names, ["a", "c"]);
+        assert_eq!(found[0].title, "device d/p/a of resource claim ns/c");
+        claim["status"]["allocation"] = json!({});
+        assert_eq!(pod.devices_of("resource claim ns/c", claim, "u1").unwrap(), []);
+    }
+
+    #[test]
+    fn the_newest_generation_of_a_pool_counts() {
+        let device = |name: &str, id: &str| {
+            json!({"name": name, "attributes": {
+                DEVICE_ATTRIBUTE: {"string": id}, RESOURCE_ATTRIBUTE: {"string": "r/a"}, "index": {"int": 1}}})
+        };
+        let found = |id: &str| Ok(("r/a".to_owned(), id.to_owned()));
+        let slices = [
+            slice(4, 1, json!([device("a", "old"), device("gone", "old")])),
+            slice(5, 2, json!([device("b", "b-id")])),
+            slice(5, 2, json!([device("a", "new")])),
+            slice(5, 2, Value::Null),
+        ];
+        assert_eq!(find(&slices, &allocated("a", None)), found("new"));
+        assert_eq!(find(&slices, &allocated("b", None)), found("b-id"));
+        let lacking =
+            "device d/p/gone is not among what its driver publishes (1 of 2 ResourceSlices of generation 5 are there)";
+        assert_eq!(find(&slices[..2], &allocated("gone", None)), Err(lacking.to_owned()));
+        let nowhere = "device d/p/a is in no ResourceSlice of node n";
+        assert_eq!(find(&[], &allocated("a", None)), Err(nowhere.to_owned()));
+    }
+
+    #[test]
+    fn what_a_device_lacks_is_said() {
+        let slices = [slice(
+            1,
+            1,
+            json!([
+                {"name": "bare"}, {"name": "null", "attributes": null},
+                {"name": "unnamed", "attributes": {DEVICE_ATTRIBUTE: {"string": "id"}}},
+                {"name": "number", "attributes": {DEVICE_ATTRIBUTE: {"int": 4}, RESOURCE_ATTRIBUTE: {"string": "r/a"}}},
+                {"name": "empty", "attributes": {DEVICE_ATTRIBUTE: {"string": ""}, RESOURCE_ATTRIBUTE: {"string": "r/a"}}}
+            ]),
+        )];
+        let says = |device: &str, resource| find(&slices, &allocated(device, resource)).unwrap_err();
+        for device in ["bare", "null", "unnamed"] {
+            assert_eq!(says(device, None), format!("device d/p/{device} has no attribute {RESOURCE_ATTRIBUTE}"));
+        }
+        assert_eq!(says("bare", Some("r/b")), format!("device d/p/bare has no attribute {DEVICE_ATTRIBUTE}"));
+        assert_eq!(find(&slices, &allocated("unnamed", Some("r/b"))), Ok(("r/b".to_owned(), "id".to_owned())));
+        for device in ["number", "empty"] {
+            assert_eq!(
+                says(device, None),
+                format!("device d/p/{device}: its attribute {DEVICE_ATTRIBUTE} is no string")
+            );
+        }
+    }
+}

@@ -21,3 +21,4 @@ mod requests;
 mod results;
 mod sources;
 mod status;
+mod suites;

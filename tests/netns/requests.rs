@@ -5,7 +5,7 @@ use std::fs;
 
 use serde_json::{Value, json};
 
-use crate::harness::{Recorder, World};
+use crate::harness::{Recorder, World, ip_in};
 
 /// A node whose primary and secondary networks are recording plugins, with definitions "x" and "y" of "net-x" and "net-y".
 pub(super) struct Node {
@@ -52,12 +52,17 @@ impl Node {
         told
     }
 
+    /// ADD fails with a code and texts; nothing was executed, the sandbox is as before, and nothing is left.
     pub(super) fn refuses(&self, conf: &Value, code: u64, says: &[&str]) {
+        let sandbox = || ip_in(&self.netns, "-j addr show");
+        let before = sandbox();
         let text = self.world.call("ADD", "c1", &self.netns, conf).pod("p").fails(code);
         for part in says {
             assert!(text.contains(part), "\"{text}\" does not say \"{part}\"");
         }
         assert_eq!(self.recorder.take(), Vec::<String>::new());
+        assert_eq!(sandbox(), before);
+        assert!(self.world.status("p").is_none(), "a status was written: {text}");
         self.world.assert_clean();
     }
 }

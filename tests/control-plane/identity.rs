@@ -37,6 +37,28 @@ fn a_pod_that_was_replaced_under_its_name_gets_nothing() {
     bed.assert_undone(&netns);
 }
 
+/// The runtime says the pod's UID, or, as older ones do, none: both are the pod.
+#[test]
+fn a_uid_that_is_the_pods_or_is_not_said_is_no_obstacle() {
+    let bed = Bed::enter();
+    bed.macvlans(&[("known", 37)]);
+    let conf = bed.conf(&Bed::service_account());
+    let pod = Bed::pod_with("known", "known");
+    let unsaid = ApiPod { name: pod.name.clone(), uid: String::new() };
+    let handed = handed(&conf, &json!({NETWORKS: "known"}));
+    for conf in [&conf, &handed] {
+        for pod in [&pod, &unsaid] {
+            let netns = bed.world.netns();
+            bed.call("ADD", &netns, conf, pod).ok();
+            let status = Bed::status("known").expect("network-status");
+            assert_eq!(status[1]["mac"], Interface::find(&netns, "net1").expect("net1").mac());
+            bed.call("CHECK", &netns, conf, pod).ok();
+            bed.call("DEL", &netns, conf, pod).ok();
+            bed.assert_undone(&netns);
+        }
+    }
+}
+
 #[test]
 fn a_pod_that_was_deleted_gets_nothing() {
     let bed = Bed::enter();
@@ -50,9 +72,22 @@ fn a_pod_that_was_deleted_gets_nothing() {
         assert!(text.contains("pod default/deleted is gone"), "{text}");
         bed.assert_undone(&netns);
     }
-    let text = bed.call("ADD", &netns, &conf, &pod).fails(11);
-    assert!(text.contains("pod default/deleted is not known to the API server"), "{text}");
-    bed.assert_undone(&netns);
+    // An error in the form of the conf's version, and no result that is made up.
+    for version in ["0.3.1", "0.4.0", "1.0.0", "1.1.0"] {
+        let mut conf = conf.clone();
+        conf["cniVersion"] = json!(version);
+        let outcome = bed.call("ADD", &netns, &conf, &pod).run();
+        let error = outcome.json();
+        assert_eq!(
+            (outcome.code, &error["code"], &error["cniVersion"]),
+            (1, &json!(11), &json!(version)),
+            "{outcome:#?}"
+        );
+        let text = error["msg"].as_str().unwrap();
+        assert!(text.contains("pod default/deleted is not known to the API server"), "{text}");
+        assert!(error.get("ips").is_none() && error.get("interfaces").is_none(), "{error}");
+        bed.assert_undone(&netns);
+    }
     bed.call("DEL", &netns, &conf, &pod).ok();
 }
 

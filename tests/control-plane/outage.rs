@@ -133,6 +133,9 @@ fn a_primary_that_is_a_definition_is_needed_for_add_alone() {
     let netns = bed.world.netns();
     let asked = Bed::requests(|| drop(bed.call("ADD", &netns, &conf, &early).ok()));
     assert_eq!(asked, ["get network-attachment-definitions/podnet", "patch pods/primary-early/status"]);
+    assert_eq!(Interface::find(&netns, "eth0").expect("eth0").addresses(), ["10.88.0.2/24"]);
+    let status = Bed::status("primary-early").expect("network-status");
+    assert_eq!((&status[0]["name"], &status[0]["ips"]), (&json!("kube-system/podnet"), &json!(["10.88.0.2"])));
 
     bed.stop();
     bed.call("DEL", &netns, &conf, &early).ok();

@@ -101,6 +101,50 @@ fn gc_leaves_secondaries_of_a_live_pod_alone_and_undoes_a_dead_one_whole() {
     world.assert_clean();
 }
 
+/// GC and STATUS are about no container, and come without its variables: nothing of them is missed, by us or by plugins. The
+/// primary and the network are single plugins here, no lists.
+#[test]
+fn gc_and_status_of_single_plugins_need_nothing_of_a_container() {
+    let (world, recorder, conf, _) = two_call_world();
+    let primary = "/etc/cni/primary/30-single.conf";
+    fs::write(primary, r#"{"cniVersion":"1.1.0","name":"main","type":"first","k":1.50}"#).unwrap();
+    let mut by_file = conf.clone();
+    by_file["clusterNetwork"] = json!(primary);
+    let mut by_delegate = conf.clone();
+    by_delegate.as_object_mut().unwrap().remove("clusterNetwork");
+    by_delegate["delegates"] = json!([{"cniVersion": "1.1.0", "name": "main", "type": "first", "k": 1.5}]);
+    for conf in [by_file, by_delegate] {
+        let netns = world.netns();
+        world.call("ADD", "live", &netns, &conf).pod("p").ok();
+        recorder.take();
+        let mut gc = conf.clone();
+        gc["cni.dev/valid-attachments"] = json!([{"containerID": "live", "ifname": "eth0"}]);
+        for (verb, conf, expected) in
+            [("GC", &gc, vec!["GC first ", "GC net-x "]), ("STATUS", &conf, vec!["STATUS first "])]
+        {
+            let call = world.call(verb, "", "", conf);
+            let call = ["CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME", "CNI_ARGS"]
+                .into_iter()
+                .fold(call, |call, key| call.without(key));
+            call.ok();
+            let told = recorder.calls();
+            assert_eq!(recorder.take(), expected);
+            for call in told {
+                let of_container = ["container", "netns", "ifname", "args"].map(|key| call.0[key].clone());
+                assert_eq!(of_container, ["", "", "", ""], "{call:?}");
+            }
+        }
+        recorder.behave("first", "GC", r#"echo '{"cniVersion":"1.1.0","code":42,"msg":"cannot collect"}'; exit 1"#);
+        let text = world.call("GC", "", "", &gc).fails(42);
+        assert!(text.contains("cannot collect"), "{text}");
+        recorder.relax("first", "GC");
+        recorder.take();
+        world.call("DEL", "live", &netns, &conf).pod("p").ok();
+        recorder.take();
+        world.assert_clean();
+    }
+}
+
 #[test]
 fn gc_removes_the_locks_and_leases_of_nobody() {
     let (world, _, conf, _) = two_call_world();

@@ -216,6 +216,7 @@ fn a_conf_of_multus_works_as_it_is() {
         ("multusAutoconfigDir", json!("/host/etc/cni/net.d")),
         ("socketDir", json!("/host/run/multus/")),
         ("metricsPort", json!(9091)),
+        ("connectionLimit", json!(1)),
         ("strict", json!(true)),
     ] {
         conf[key] = value;
@@ -236,6 +237,7 @@ fn a_conf_of_multus_works_as_it_is() {
             "multusAutoconfigDir",
             "socketDir",
             "metricsPort",
+            "connectionLimit",
         ] {
             assert!(warned[0].contains(key), "{key}: {}", warned[0]);
         }

@@ -70,6 +70,47 @@ fn each_plugin_gets_its_object_as_it_stands() {
     assert!(x["conf"].get("prevResult").is_none());
 }
 
+/// DEL tells each plugin, of lists too, to the letter what ADD told it, whatever became of the files since.
+#[test]
+fn del_gives_each_plugin_the_very_text_that_add_gave() {
+    let (world, recorder, conf) = recording_world();
+    let odd = r#""z":1.50,"big":12345678901234567890123,"A":{"b":[9007199254740993,1e2],"a":null}"#;
+    let single = format!(r#"{{{odd},"type":"net-x","cniVersion":"1.0.0","capabilities":{{"ips":true}}}}"#);
+    let list = format!(r#"{{"cniVersion":"1.0.0","plugins":[{{{odd},"type":"net-y"}},{{"type":"net-x",{odd}}}]}}"#);
+    for (name, config) in [("x", &single), ("y", &list)] {
+        let definition =
+            json!({"kind": "NetworkAttachmentDefinition", "metadata": {"name": name}, "spec": {"config": config}});
+        world.manifest(name, &definition.to_string());
+    }
+    let primary = format!(
+        r#"{{"cniVersion":"1.0.0","name":"main","plugins":[{{"type":"first",{odd}}},{{{odd},"type":"second"}}]}}"#
+    );
+    fs::write("/etc/cni/primary/10-primary.conflist", primary).unwrap();
+    world.pod("p", r#"[{"name":"x","ips":["10.1.1.7"],"cni-args":{"big":9007199254740993}},{"name":"y"}]"#);
+    let netns = world.netns();
+    world.call("ADD", "c1", &netns, &conf).pod("p").ok();
+    fs::remove_dir_all(&world.manifests).unwrap();
+    fs::create_dir(&world.manifests).unwrap();
+    fs::remove_file("/etc/cni/primary/10-primary.conflist").unwrap();
+    world.call("DEL", "c1", &netns, &conf).pod("p").ok();
+    // The recorder writes what it read, untouched; only the result so far differs.
+    let text = fs::read_to_string(world.bin.join("log")).unwrap();
+    let without_result = |line: &str| {
+        let conf = line.split_once(r#""conf":"#).unwrap().1;
+        match conf.split_once(r#","prevResult":"#) {
+            Some((before, result)) => format!("{before}{}", result.split_once('}').unwrap().1),
+            None => conf.to_owned(),
+        }
+    };
+    let told: Vec<String> = text.lines().map(without_result).collect();
+    assert_eq!(told.len(), 10, "{text}");
+    let undone: Vec<String> = told[5..].iter().rev().cloned().collect();
+    assert_eq!(told[..5], undone);
+    assert!(told.iter().all(|conf| conf.contains(odd)), "{text}");
+    recorder.take();
+    world.assert_clean();
+}
+
 #[test]
 fn a_plugin_that_fails_undoes_everything_in_reverse() {
     let (world, recorder, conf) = recording_world();

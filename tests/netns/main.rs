@@ -25,3 +25,4 @@ mod results;
 mod routes;
 mod sources;
 mod status;
+mod suites;

@@ -183,6 +183,45 @@ fn del_by_whatever_is_left_of_the_files() {
     node.assert_gone("the other one");
 }
 
+/// A conf of Multus' with a directory of its own keeps it when it becomes ours: Multus' files are there, and so are records.
+#[test]
+fn state_is_in_the_directory_that_the_conf_names_multus_own_too() {
+    let node = Node::new();
+    node.world.pod("c2", "");
+    let directory = Path::new("/var/lib/cni/elsewhere");
+    let mut conf = node.conf.clone();
+    conf["cniDir"] = json!(directory);
+    let netns = node.born_under_multus("c1");
+    fs::rename(DIRECTORY, directory).unwrap();
+    // One of ours beside it.
+    let own = node.world.netns();
+    node.world.call("ADD", "c2", &own, &conf).pod("c2").ok();
+    assert_eq!(names(directory.join("sandboxes/c2")), ["meta:eth0:eth0.json"]);
+    assert!(!Path::new("/var/lib/cni/meta-cni").exists(), "nothing is written where the conf does not say");
+    node.world.call("CHECK", "c2", &own, &conf).pod("c2").ok();
+
+    node.world.call("DEL", "c1", &netns, &conf).ok();
+    assert_eq!(node.of("c1", "podnet") + node.of("c1", "net-a"), 0);
+    assert!(Interface::find(&netns, "net1").is_none());
+    assert_eq!(names(directory.join("results")), Vec::<String>::new());
+    assert!(!directory.join("c1").exists());
+    // GC finds it there, too.
+    let dead = node.born_under_multus("c3");
+    node.world.delete_netns(&dead);
+    for name in names(Path::new(DIRECTORY).join("results")) {
+        fs::rename(Path::new(DIRECTORY).join("results").join(&name), directory.join("results").join(&name)).unwrap();
+    }
+    fs::rename(path("c3"), directory.join("c3")).unwrap();
+    let mut gc = conf.clone();
+    gc["cniVersion"] = json!("1.1.0");
+    gc["cni.dev/valid-attachments"] = json!([{"containerID": "c2", "ifname": "eth0"}]);
+    node.world.call("GC", "", "", &gc).ok();
+    assert_eq!((node.of("c3", "net-a"), node.of("c2", "podnet")), (0, 1));
+    node.world.call("DEL", "c2", &own, &conf).pod("c2").ok();
+    assert_eq!(names(directory.join("sandboxes")), Vec::<String>::new());
+    node.assert_gone("with a directory of its own");
+}
+
 #[test]
 fn a_del_that_fails_is_reported_or_owed_and_gc_finishes_it() {
     let node = Node::new();

@@ -101,6 +101,29 @@ fn an_annotation_that_is_wrong() {
 }
 
 #[test]
+fn a_namespace_that_is_none() {
+    let node = Node::new();
+    node.world.pod("p", "x,y");
+    fs::write("/run/test/plain", "").unwrap();
+    for (path, says) in [
+        ("/run/netns/nothing", "/run/netns/nothing is no network namespace"),
+        ("fsdadfad", "fsdadfad"),
+        ("/run/test/plain", "/run/test/plain is no network namespace"),
+        ("/run/test", "/run/test is no network namespace"),
+    ] {
+        for verb in ["ADD", "CHECK"] {
+            let text = node.world.call(verb, "c1", path, &node.conf).pod("p").fails(8);
+            assert!(text.contains(says), "{verb}: {text}");
+            node.nothing_happened(&text);
+        }
+        // There is nothing to be undone in it.
+        node.world.call("DEL", "c1", path, &node.conf).pod("p").ok();
+        node.recorder.take();
+        node.world.assert_clean();
+    }
+}
+
+#[test]
 fn a_definition_that_does_not_exist() {
     let node = Node::new();
     node.refuses("x,missing,other/x", 7, &["no definition default/missing", "no definition other/x", "manifest"]);

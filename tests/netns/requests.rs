@@ -5,7 +5,7 @@ use std::fs;
 
 use serde_json::{Value, json};
 
-use crate::harness::{Recorder, World};
+use crate::harness::{Recorder, World, ip_in};
 
 /// A node whose primary and secondary networks are recording plugins, with definitions "x" and "y" of "net-x" and "net-y".
 pub(super) struct Node {
@@ -52,12 +52,17 @@ impl Node {
         told
     }
 
+    /// ADD fails with a code and texts; nothing was executed, the sandbox is as before, and nothing is left.
     pub(super) fn refuses(&self, conf: &Value, code: u64, says: &[&str]) {
+        let sandbox = || ip_in(&self.netns, "-j addr show");
+        let before = sandbox();
         let text = self.world.call("ADD", "c1", &self.netns, conf).pod("p").fails(code);
         for part in says {
             assert!(text.contains(part), "\"{text}\" does not say \"{part}\"");
         }
         assert_eq!(self.recorder.take(), Vec::<String>::new());
+        assert_eq!(sandbox(), before);
+        assert!(self.world.status("p").is_none(), "a status was written: {text}");
         self.world.assert_clean();
     }
 }
@@ -249,6 +254,12 @@ fn every_form_of_the_primary() {
     for name in ["single", "/etc/cni/multus/net.d/10-single.conf", "nad", "kube-system/nad"] {
         node.attaches(&node.with("clusterNetwork", json!(name)), &["ADD net-y eth0", "ADD net-x net1"]);
     }
+    // A directory: its first configuration by name that does not lead back to us.
+    fs::write("/etc/cni/multus/net.d/00-ours.conf", node.conf.to_string()).unwrap();
+    fs::write("/etc/cni/multus/net.d/05-note.txt", "first by name").unwrap();
+    let directory = node.with("clusterNetwork", json!("/etc/cni/multus/net.d"));
+    node.attaches(&directory, &["ADD net-y eth0", "ADD net-x net1"]);
+    fs::remove_file("/etc/cni/multus/net.d/00-ours.conf").unwrap();
     // `delegates`: the first is the primary, the others are every pod's, and the pod's own come after them.
     let mut conf = node.without_cluster_network();
     conf["delegates"] = json!([
@@ -290,15 +301,20 @@ fn devices_go_to_networks_in_order_and_none_twice() {
         ("uid-p", "intel.com/vf", json!({"1": ["d3"], "0": ["d2", "d1"]})),
         ("uid-other", "intel.com/vf", json!(["d0"])),
     ]);
-    for name in ["x", "y"] {
-        let config = json!({"cniVersion": "0.4.0", "type": "sriov", "vlan": 100, "deviceID": "from the definition"});
-        node.world.definition_with_resource(name, "intel.com/vf", &config);
-    }
-    node.world.pod("p", "y,x,y");
+    let plugin = json!({"cniVersion": "0.4.0", "type": "sriov", "vlan": 100, "deviceID": "from the definition"});
+    let chained = json!({"type": "net-x", "vlan": 100, "args": {"cni": {"kept": 1, "a": 0}}});
+    let list = json!({"cniVersion": "0.4.0", "plugins": [plugin, chained]});
+    node.world.definition_with_resource("y", "intel.com/vf", &plugin);
+    node.world.definition_with_resource("x", "intel.com/vf", &list);
+    node.world.pod("p", r#"[{"name":"y"},{"name":"x","cni-args":{"a":2}},{"name":"y"}]"#);
     // `sriov` is executed here: IDs are opaque to us then.
     let conf = node.with("builtins", json!(["host-local", "static"]));
-    let told = node.attaches(&conf, &["ADD first eth0", "ADD sriov net1", "ADD sriov net2", "ADD sriov net3"]);
-    for (call, id) in told[1..].iter().zip(["d1", "d2", "d3"]) {
+    let calls = ["ADD first eth0", "ADD sriov net1", "ADD sriov net2", "ADD net-x net2", "ADD sriov net3"];
+    let told = node.attaches(&conf, &calls);
+    assert_eq!(told[2]["conf"]["args"], json!({"cni": {"a": 2}}), "every plugin of the list has the pod's arguments");
+    assert_eq!(told[3]["conf"]["args"], json!({"cni": {"kept": 1, "a": 2}}), "beside its own");
+    // And its device, by both names.
+    for (call, id) in told[1..].iter().zip(["d1", "d2", "d2", "d3"]) {
         assert_eq!((&call["conf"]["deviceID"], &call["conf"]["pciBusID"]), (&json!(id), &json!(id)));
         assert_eq!(call["conf"]["vlan"], 100);
     }

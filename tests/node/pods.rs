@@ -83,6 +83,35 @@ fn pods_get_their_networks_can_read_it_and_give_all_back() {
     node.assert_free();
 }
 
+/// Pods in pairs, each with the primary network and one of its own, all at the same moment: kubelet makes them at once.
+#[test]
+fn six_pods_made_at_once_are_all_ready_and_reach_each_other() {
+    let node = enter();
+    node.macvlan("net-e", "10.44.0.0/24");
+    let names: Vec<String> = (0..6).map(|at| format!("dense-{at}")).collect();
+    node.create(&names.iter().map(|name| pod(name, "net-e")).collect::<Vec<_>>());
+    node.wait_ready(&names.iter().map(String::as_str).collect::<Vec<_>>());
+    let networks = [("podnet", "eth0"), ("default/net-e", "net1")];
+    let statuses: Vec<Value> = names.iter().map(|name| assert_attached(&node, name, &networks)).collect();
+    let address = |at: usize, network: usize| statuses[at][network]["ips"][0].as_str().unwrap();
+    for network in [0, 1] {
+        let mut all: Vec<&str> = (0..6).map(|at| address(at, network)).collect();
+        all.sort_unstable();
+        all.dedup();
+        assert_eq!(all.len(), 6, "an address twice: {all:?}");
+        for pair in [0, 2, 4] {
+            let netns = node.netns_of(&names[pair]);
+            assert!(ping(&netns, address(pair + 1, network)), "{} reaches {}", names[pair], names[pair + 1]);
+        }
+    }
+    // No attempt failed on the way.
+    for name in &names {
+        assert!(!node.events(name).contains("Failed"), "{}", node.events(name));
+    }
+    node.kubectl(&["delete", "pods", "--all", "--timeout=60s"], "");
+    node.assert_free();
+}
+
 #[test]
 fn containerd_may_be_killed_while_pods_live_and_while_they_are_made() {
     let node = enter();

@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// The plugin that an auxiliary chain begins with: it answers with an empty result.
-const PASSTHRU: &str = "passthru";
+pub(super) const PASSTHRU: &str = "passthru";
 
 /// The primary network, and further ones of `delegates`.
 ///

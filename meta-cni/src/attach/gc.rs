@@ -1,6 +1,9 @@
 //! GC: what belongs to no valid attachment is undone, and what is owed is tried again.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+};
 
 use ipam::Store;
 use serde::Deserialize;
@@ -39,7 +42,7 @@ impl Valid {
 
 /// Attachments to a network that no record of ours tells of: made before we came, or their records are lost. By the leases
 /// of the containers that the runtime lists, and by Multus' files.
-fn unrecorded(list: &PluginList, living: &Living) -> Result<Vec<Valid>, Error> {
+fn unrecorded(list: &PluginList, living: &Living, cni_dir: &Path) -> Result<Vec<Valid>, Error> {
     let mut found = Vec::new();
     for pool in pools::of_network(list) {
         let leases = Store::new(pool, LOCK_PATIENCE).leases()?;
@@ -47,7 +50,7 @@ fn unrecorded(list: &PluginList, living: &Living) -> Result<Vec<Valid>, Error> {
         found.extend(named.filter(|(container, _)| living.lists(container)));
     }
     // What is left of them by now was not collected.
-    let files = MultusFiles::of_node();
+    let files = MultusFiles::of_node(cni_dir);
     for container in files.containers()? {
         let left = files.left(&container, PRIMARY_INTERFACE)?;
         let delegates = left.into_iter().flat_map(|left| left.delegates);
@@ -208,7 +211,7 @@ impl Engine {
             if name == primary_name || self.is_builtin_list(&list) {
                 continue;
             }
-            match unrecorded(&list, living) {
+            match unrecorded(&list, living, &self.settings.state_dir) {
                 Ok(more) => attachments.extend(more),
                 Err(error) => {
                     errors.push(error.of_network(name));

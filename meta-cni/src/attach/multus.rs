@@ -18,7 +18,7 @@ pub(super) const PRIMARY_INTERFACE: &str = "eth0";
 impl Engine {
     /// DEL of a sandbox of which we have no record.
     pub(super) async fn del_unrecorded_sandbox(&self) -> Result<(), Error> {
-        let files = MultusFiles::of_node();
+        let files = MultusFiles::of_node(&self.settings.state_dir);
         let container = &self.invocation.container;
         let alive = open_netns(&self.invocation.netns)?.is_some();
         let left = files.left(container, &self.invocation.if_name)?;
@@ -190,7 +190,7 @@ impl Engine {
 
     /// GC of sandboxes that Multus attached and that the runtime does not know any more.
     pub(super) async fn collect_sandboxes_of_multus(&mut self, living: &Living) -> Vec<Error> {
-        let files = MultusFiles::of_node();
+        let files = MultusFiles::of_node(&self.settings.state_dir);
         let containers = match files.containers() {
             Ok(containers) => containers,
             Err(error) => return vec![error],

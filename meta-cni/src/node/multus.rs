@@ -20,10 +20,10 @@ const DIRECTORY: &str = "/var/lib/cni/multus";
 /// Where libcni keeps results, below it.
 const RESULTS: &str = "results";
 
-/// Multus' directory.
+/// Multus' directories.
 #[derive(Debug, Clone)]
 pub struct MultusFiles {
-    directory: PathBuf,
+    directories: Vec<PathBuf>,
 }
 
 /// One attachment of Multus'.
@@ -104,16 +104,20 @@ impl RawResult {
 }
 
 impl MultusFiles {
-    /// Those of this node.
+    /// Those of this node: where Multus keeps them by default, and where its conf, which may be ours now, says.
     #[must_use]
-    pub fn of_node() -> Self {
-        Self::at(Path::new(DIRECTORY))
+    pub fn of_node(cni_dir: &Path) -> Self {
+        let mut files = Self::at(Path::new(DIRECTORY));
+        if !files.directories.iter().any(|known| known == cni_dir) {
+            files.directories.push(cni_dir.to_owned());
+        }
+        files
     }
 
     /// Those in a directory.
     #[must_use]
     pub fn at(directory: &Path) -> Self {
-        Self { directory: directory.to_owned() }
+        Self { directories: vec![directory.to_owned()] }
     }
 
     /// The containers of which anything is left.
@@ -122,7 +126,7 @@ impl MultusFiles {
     /// [`Error::Io`].
     pub fn containers(&self) -> Result<Vec<String>, Error> {
         let mut containers: Vec<String> = Vec::new();
-        for (path, name) in plain_files(&self.directory)? {
+        for (path, name) in self.all_files(|directory| directory.clone())? {
             if name.chars().all(|c| c.is_ascii_alphanumeric() || "_.-".contains(c)) && !name.starts_with('.') {
                 containers.push(name);
             } else {
@@ -146,7 +150,8 @@ impl MultusFiles {
     pub fn left(&self, container: &str, primary: &str) -> Result<Option<Left>, Error> {
         let mut results: Vec<RawResult> =
             self.results()?.into_values().filter(|result| result.container_id == container).collect();
-        let path = self.directory.join(container);
+        let paths = self.directories.iter().map(|directory| directory.join(container));
+        let path = paths.clone().find(|path| path.exists()).or_else(|| paths.clone().next()).unwrap_or_default();
         let text = match fs::read(&path) {
             Ok(text) => text,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound && results.is_empty() => return Ok(None),
@@ -198,13 +203,20 @@ impl MultusFiles {
     /// # Errors
     /// [`Error::Io`].
     pub fn forget(&self, container: &str) -> Result<(), Error> {
-        files::remove(&self.directory.join(container))
+        self.directories.iter().try_for_each(|directory| files::remove(&directory.join(container)))
+    }
+
+    /// The plain files of all directories, or of one below each.
+    fn all_files(&self, of: impl Fn(&PathBuf) -> PathBuf) -> Result<Vec<(PathBuf, String)>, Error> {
+        let each: Result<Vec<_>, Error> =
+            self.directories.iter().map(|directory| plain_files(&of(directory))).collect();
+        Ok(each?.into_iter().flatten().collect())
     }
 
     /// The results that can be read.
     fn results(&self) -> Result<BTreeMap<PathBuf, RawResult>, Error> {
         let mut results = BTreeMap::new();
-        for (path, _) in plain_files(&self.directory.join(RESULTS))? {
+        for (path, _) in self.all_files(|directory| directory.join(RESULTS))? {
             let text = fs::read(&path).map_err(|source| Error::io("read", path.display(), source))?;
             match serde_json::from_slice::<RawResult>(&text) {
                 Ok(result) if result.kind == "cniCacheV1" && check_interface_name(&result.if_name).is_ok() => {

@@ -103,7 +103,8 @@ fn tuning_and_vrf_have_the_vf_and_give_it_back() {
     assert_eq!(net1.addresses(), ["10.24.0.2/24"]);
     assert_eq!(net1.link["promiscuity"], 1);
     assert_eq!(in_netns(&netns, &["sysctl", "-n", "net.ipv4.conf.net1.arp_filter"]).trim(), "1");
-    assert_eq!(node.status("p", "net1")["mac"], mac);
+    let told = node.status("p", "net1");
+    assert_eq!((&told["mac"], &told["mtu"]), (&json!(mac), &json!(1400)));
     // The network's routes are the VRF's alone.
     let of_vrf = ip_in(&netns, "route show vrf blue");
     assert!(of_vrf.contains("10.25.0.0/16 via 10.24.0.1 dev net1"), "{of_vrf}");

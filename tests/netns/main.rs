@@ -6,6 +6,7 @@
 #[path = "../harness/mod.rs"]
 mod harness;
 
+mod boot_lists;
 mod calls;
 mod configured;
 mod conformance;
@@ -13,6 +14,7 @@ mod deletion;
 mod dsr;
 mod engine;
 mod face;
+mod flannel;
 mod forms;
 mod multus;
 mod primary;

@@ -55,8 +55,20 @@ pub(crate) struct Node {
 }
 
 impl Node {
+    /// The node as new, with Flannel and both families as the primary network.
+    pub(crate) fn with_flannel() -> Self {
+        let mut node = Self::new();
+        node.conf = node.world.conf(&node.world.flannel_of_two_families());
+        delete_bridge();
+        node
+    }
+
     /// The node as new, whatever an earlier test left in files and namespaces.
     pub(crate) fn new() -> Self {
+        if Path::new("/run/flannel").exists() {
+            fs::remove_dir_all("/run/flannel").unwrap();
+            delete_bridge();
+        }
         for name in ip("netns list").lines().filter_map(|line| line.split(' ').next()).filter(|name| !name.is_empty()) {
             ip(&format!("netns delete {name}"));
         }
@@ -176,6 +188,13 @@ impl Node {
     pub(crate) fn assert_as_before(&self) {
         assert_same(&self.before, &host_links());
         self.world.assert_clean();
+    }
+}
+
+/// The plugin `bridge` refuses one with another network's address.
+fn delete_bridge() {
+    if Path::new("/sys/class/net/cni0").exists() {
+        ip("link delete cni0");
     }
 }
 

@@ -8,6 +8,7 @@ mod kernel;
 mod kubelet;
 mod multus;
 mod recorder;
+mod routes;
 mod tracer;
 mod wire;
 mod world;
@@ -19,6 +20,7 @@ pub use kubelet::{
 };
 pub use multus::{MULTUS_DIRECTORY, go_bytes, multus_files};
 pub use recorder::{Recorder, Recording};
+pub use routes::{FLANNELS_DEFAULTS, assert_check_sees_changes, assert_defaults, assert_no_network};
 pub use tracer::{Point, Traced, Which, census, trace};
 pub use wire::Wire;
 pub use world::{World, bare, bare_add, beds, names, pod_args, run};

@@ -6,6 +6,7 @@
 #[path = "../harness/mod.rs"]
 mod harness;
 
+mod boot_lists;
 mod calls;
 mod configured;
 mod conformance;
@@ -15,6 +16,7 @@ mod dsr;
 mod engine;
 mod events;
 mod face;
+mod flannel;
 mod forms;
 mod multus;
 mod primary;

@@ -3,9 +3,10 @@
 
 use serde_json::{Value, json};
 
-use crate::harness::{Interface, Recorder, World, defaults, ip_in};
-
-const OF_ETH0: [&str; 2] = ["eth0 10.244.7.1", "eth0 fd00:244:0:7::1"];
+use crate::harness::{
+    FLANNELS_DEFAULTS, Interface, Recorder, World, assert_check_sees_changes, assert_defaults, assert_no_network,
+    defaults, ip_in,
+};
 
 /// Flannel with both families, and two macvlan networks with both.
 fn world() -> (World, Value) {
@@ -26,26 +27,6 @@ fn macvlan(number: u8, routes: &[&str]) -> Value {
         "ranges": [[{"subnet": format!("10.10.{number}.0/24")}], [{"subnet": format!("fd00:10:{number}::/64")}]]}})
 }
 
-/// Kernel, result and status agree about the default routes, which are these.
-fn assert_defaults(world: &World, netns: &str, result: &Value, expected: [&str; 2]) {
-    assert_eq!(defaults(netns), expected.map(|way| vec![way.to_owned()]));
-    let of_eth0 = |dst: &str, way: &str| {
-        let routes = result["routes"].as_array().cloned().unwrap_or_default();
-        assert_eq!(routes.iter().any(|route| route["dst"] == dst), way.starts_with("eth0 "), "{dst} in {result:#}");
-    };
-    of_eth0("0.0.0.0/0", expected[0]);
-    of_eth0("::/0", expected[1]);
-    let status = world.status("p").unwrap();
-    for entry in status.as_array().unwrap() {
-        let name = format!("{} ", entry["interface"].as_str().unwrap());
-        let gateways: Vec<&str> = expected.iter().filter_map(|way| way.strip_prefix(&name)).collect();
-        let told = entry["gateway"].as_array().cloned().unwrap_or_default();
-        assert_eq!(told.len(), gateways.len(), "{status:#}");
-        assert!(gateways.iter().all(|gateway| told.contains(&json!(gateway))), "{status:#}");
-        assert_eq!(entry.get("default"), (name == "eth0 ").then_some(&json!(true)), "the primary stays the primary");
-    }
-}
-
 /// A pod with these networks has these default routes, and CHECK sees each change of one that the pod chose.
 fn leads(networks: &Value, expected: [&str; 2]) {
     let (world, conf) = world();
@@ -55,47 +36,24 @@ fn leads(networks: &Value, expected: [&str; 2]) {
     let result = call("ADD").ok();
     assert_defaults(&world, &netns, &result, expected);
     call("CHECK").ok();
-    for (at, (family, way)) in [("-4", expected[0]), ("-6", expected[1])].into_iter().enumerate() {
-        let (link, gateway) = way.split_once(' ').unwrap();
-        if link == "eth0" {
-            continue;
-        }
-        let (other, name) = (OF_ETH0[at].split_once(' ').unwrap().1, ["IPv4", "IPv6"][at]);
-        let network = format!("default/net-{}", &link[3..]);
-        let says = |found: &str| {
-            let text = call("CHECK").fails(101);
-            let wanted =
-                format!("{network} as {link}: {name} default route: wanted via {gateway} on {link}, found {found}");
-            assert!(text.contains(&wanted), "{text}\nwanted: {wanted}");
-        };
-        ip_in(&netns, &format!("{family} route del default"));
-        says("none");
-        ip_in(&netns, &format!("{family} route add default via {other} dev eth0"));
-        says(&format!("via {other} on eth0"));
-        ip_in(&netns, &format!("{family} route add default via {gateway} dev {link} metric 5"));
-        // The kernel tells the better one first: a metric counts from 0 in one family, from 1024 in the other.
-        let (own, foreign) = (format!("via {gateway} on {link}"), format!("via {other} on eth0"));
-        says(&if at == 0 { format!("{foreign}, {own}") } else { format!("{own}, {foreign}") });
-        ip_in(&netns, &format!("{family} route del default via {other} dev eth0"));
-        call("CHECK").ok();
-    }
+    let title = |link: &str| format!("default/net-{} as {link}", &link[3..]);
+    assert_check_sees_changes(&|| call("CHECK"), &netns, &title, expected);
     call("DEL").ok();
-    assert_eq!(ip_in(&netns, "-o link show").lines().count(), 1, "only lo is left");
-    for family in ["-4", "-6"] {
-        let left = ip_in(&netns, &format!("{family} route show table all"));
-        assert!(!left.contains("default") && !left.contains("10.") && !left.contains("fd00:"), "{left}");
-    }
+    assert_no_network(&netns);
     world.assert_clean();
 }
 
 #[test]
 fn the_ipv4_default_route_goes_and_the_ipv6_one_stays() {
-    leads(&json!([{"name": "net-1", "default-route": ["10.10.1.254"]}]), ["net1 10.10.1.254", OF_ETH0[1]]);
+    leads(&json!([{"name": "net-1", "default-route": ["10.10.1.254"]}]), ["net1 10.10.1.254", FLANNELS_DEFAULTS[1]]);
 }
 
 #[test]
 fn the_ipv6_default_route_goes_and_the_ipv4_one_stays() {
-    leads(&json!([{"name": "net-1", "default-route": ["fd00:10:1::fe"]}]), [OF_ETH0[0], "net1 fd00:10:1::fe"]);
+    leads(
+        &json!([{"name": "net-1", "default-route": ["fd00:10:1::fe"]}]),
+        [FLANNELS_DEFAULTS[0], "net1 fd00:10:1::fe"],
+    );
 }
 
 #[test]
@@ -112,7 +70,7 @@ fn each_default_route_goes_to_a_network_of_its_own() {
 
 #[test]
 fn an_empty_list_keeps_both_default_routes() {
-    leads(&json!([{"name": "net-1", "default-route": []}, {"name": "net-2", "default-route": []}]), OF_ETH0);
+    leads(&json!([{"name": "net-1", "default-route": []}, {"name": "net-2", "default-route": []}]), FLANNELS_DEFAULTS);
 }
 
 /// Several of one family, those with a metric, and those that a network's own IPAM gave all make room; other tables and

@@ -45,6 +45,14 @@ impl Call {
         }
     }
 
+    /// A command of ours as a person gives it. It starts when it is given its stdin, so that nothing of it is missed.
+    pub fn command(program: &Path, arguments: &[&str]) -> Self {
+        let words = ["sh", "-c", "read go; exec \"$@\"", "sh", program.to_str().expect("text")];
+        let mut wrapper: Vec<String> = words.iter().chain(arguments).map(|word| (*word).to_owned()).collect();
+        let last = wrapper.pop().expect("the program at least");
+        Self { program: last.into(), env: BTreeMap::new(), stdin: "go\n".to_owned(), wrapper }
+    }
+
     /// Sets a variable.
     pub fn env(mut self, key: &str, value: &str) -> Self {
         self.env.insert(key.to_owned(), value.to_owned());

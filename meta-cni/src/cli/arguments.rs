@@ -43,7 +43,7 @@ pub(super) struct Flag {
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Arguments {
     operands: Vec<String>,
-    values: BTreeMap<&'static str, String>,
+    values: BTreeMap<&'static str, Vec<String>>,
     switches: BTreeSet<&'static str>,
 }
 
@@ -53,9 +53,14 @@ impl Arguments {
         self.operands.get(at).map(String::as_str).unwrap_or_default()
     }
 
-    /// The value of an option.
+    /// The value of an option; of several the last.
     pub(super) fn value(&self, name: &str) -> Option<&str> {
-        self.values.get(name).map(String::as_str)
+        self.values(name).last().map(String::as_str)
+    }
+
+    /// The values of an option that may be given several times.
+    pub(super) fn values(&self, name: &str) -> &[String] {
+        self.values.get(name).map(Vec::as_slice).unwrap_or_default()
     }
 
     /// The value of an option that is a path.
@@ -131,7 +136,7 @@ fn read_command(command: &'static Command, words: Vec<String>, parser: &mut Pars
         };
         if flag.value.is_some() {
             let value = text(parser.value().map_err(|error| error.to_string())?)?;
-            arguments.values.insert(flag.name, value);
+            arguments.values.entry(flag.name).or_default().push(value);
         } else {
             arguments.switches.insert(flag.name);
         }

@@ -2,6 +2,7 @@
 //! an arm of [`run_command`]; what it does is in a room of its own below this one, and gives back an [`Answer`]: nothing prints.
 
 mod arguments;
+mod install;
 mod ipam;
 mod node;
 mod post_events;
@@ -27,10 +28,49 @@ const USAGE: u8 = 2;
 /// What a command is: the room that does it, and what it is called there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Action {
+    Install(install::Verb),
     Ipam(ipam::Verb),
 }
 
 const COMMANDS: &[Command] = &[
+    Command {
+        words: &["install"],
+        operands: &[],
+        about: "make this program the runtime's plugin on this node, and keep it so",
+        details: install::INSTALL_DETAILS,
+        options: &[
+            &install::WATCH,
+            &install::NODE_NAME,
+            &install::TOKEN_FILE,
+            &install::CA_FILE,
+            &install::SERVER,
+            &install::KUBELET_KUBECONFIG,
+            &install::KUBECONFIG,
+            &install::PRIMARY,
+            &install::CONFIG,
+            &install::NAMES,
+            &install::REPLACE,
+            &install::CNI_BIN_DIR,
+            &install::CNI_CONF_DIR,
+            &install::STATE_DIR,
+            &install::HOST_ROOT,
+        ],
+        action: Action::Install(install::Verb::Install),
+    },
+    Command {
+        words: &["uninstall"],
+        operands: &[],
+        about: "give the node back as it was",
+        details: install::UNINSTALL_DETAILS,
+        options: &[
+            &install::FORCE,
+            &install::CNI_BIN_DIR,
+            &install::CNI_CONF_DIR,
+            &install::STATE_DIR,
+            &install::HOST_ROOT,
+        ],
+        action: Action::Install(install::Verb::Uninstall),
+    },
     Command {
         words: &["ipam", "list"],
         operands: &[],
@@ -177,7 +217,7 @@ fn reply(outcome: Result<Answer, Failure>) -> Reply {
 fn run_command(command: &Command, arguments: &Arguments) -> Result<Answer, Failure> {
     if !nix::unistd::geteuid().is_root() {
         return Err(Failure::Failed(Error::Config(format!(
-            "\"{}\" needs root: it looks into pools, records and namespaces of the node",
+            "\"{}\" needs root: it works on files, records and namespaces of the node",
             command.words.join(" ")
         ))));
     }
@@ -187,6 +227,7 @@ fn run_command(command: &Command, arguments: &Arguments) -> Result<Answer, Failu
         .map_err(|source| Error::io("start", "the I/O runtime", source))?;
     runtime.block_on(async {
         match command.action {
+            Action::Install(verb) => install::run(verb, arguments).await,
             Action::Ipam(verb) => ipam::run(verb, arguments).await,
         }
     })

@@ -1,0 +1,124 @@
+//! Killed before every system call that changes something, an installation leaves the runtime a whole configuration, and
+//! can be finished; and so does its removal.
+
+use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
+
+use crate::{
+    bed::{Node, OURS, Tree, our_plugin, podnet},
+    harness::{Point, Which, census, trace},
+};
+
+const MORE: [&str; 8] = [
+    "--names",
+    "multus,sriov",
+    "--replace",
+    "--token-file",
+    "/run/test/token",
+    "--ca-file",
+    "/run/test/ca",
+    "--server=https://10.0.0.1:6443",
+];
+
+/// A node with a program in the way, and credentials to be copied.
+fn node() -> Node {
+    let node = Node::new();
+    fs::write("/run/test/token", "eyJ.e30.x").unwrap();
+    fs::write("/run/test/ca", "-----BEGIN CERTIFICATE-----\n").unwrap();
+    fs::write("/run/test/own.json", "{}").unwrap();
+    fs::write(node.bin.join("sriov"), "another's").unwrap();
+    fs::set_permissions(node.bin.join("sriov"), fs::Permissions::from_mode(0o755)).unwrap();
+    node
+}
+
+/// Everything but the directories that are only made.
+fn files(node: &Node) -> Tree {
+    let mut tree = node.tree();
+    tree.0.retain(|_, what| !what.starts_with("directory"));
+    tree
+}
+
+/// Kills a command before each point in turn; what was before is put back by `again`, what is left is judged by `judge`.
+fn kill_everywhere(node: &Node, verb: &str, more: &[&str], again: impl Fn(), judge: impl Fn(&Point)) {
+    again();
+    let whole = trace(&node.command(verb, more), Which::All, None);
+    assert_eq!(whole.code, Some(0), "{}", whole.stdout);
+    let mut points = Vec::new();
+    loop {
+        again();
+        let traced = trace(&node.command(verb, more), Which::All, Some(points.len()));
+        if !traced.killed {
+            assert_eq!(traced.code, Some(0), "{}", traced.stdout);
+            break;
+        }
+        let point = traced.points.last().unwrap().clone();
+        judge(&point);
+        points.push(point);
+    }
+    let changing = points.iter().filter(|point| point.is_state).count();
+    println!("{verb}: killed before {} points ({}), {changing} of them change a name", points.len(), census(&points));
+    assert!(changing >= 3, "{changing}");
+}
+
+#[test]
+fn an_installation_that_is_killed_anywhere_leaves_a_whole_conf_and_is_finished_by_the_next_one() {
+    let node = node();
+    let before = files(&node);
+    node.install(&MORE);
+    let wanted = files(&node);
+    let undo = || {
+        node.uninstall(&[]);
+        assert_eq!(files(&node), before);
+    };
+    kill_everywhere(&node, "install", &MORE, undo, |point| {
+        let ours = node.is_ours_and_whole();
+        // Once ours is there it is the whole of ours, and a pod's networks are not lost.
+        assert_eq!(ours, Path::new(OURS).exists(), "before {point:?}");
+        node.install(&MORE);
+        assert_eq!(files(&node), wanted, "killed before {point:?}");
+    });
+}
+
+#[test]
+fn an_upgrade_that_is_killed_anywhere_leaves_the_node_installed() {
+    let node = node();
+    node.install(&MORE);
+    let old = (fs::read(node.program()).unwrap(), our_plugin());
+    let newer = node.another_build();
+    let new = fs::read(newer.program()).unwrap();
+    let more = [&MORE[..], &["--node-name", "n"]].concat();
+    // The primary's owner has written it anew, too.
+    let capabilities = serde_json::json!({"bandwidth": true});
+    let again = || {
+        newer.install(&more);
+        newer.own_primary(&podnet(capabilities.clone()));
+        fs::write(newer.bin.join("meta-cni.old"), &old.0).unwrap();
+        fs::set_permissions(newer.bin.join("meta-cni.old"), fs::Permissions::from_mode(0o755)).unwrap();
+        fs::rename(newer.bin.join("meta-cni.old"), newer.bin.join("meta-cni")).unwrap();
+        let list = serde_json::json!({"cniVersion": "1.0.0", "name": "meta-cni", "plugins": [old.1]});
+        fs::write(OURS, list.to_string()).unwrap();
+    };
+    kill_everywhere(&newer, "install", &more, again, |point| {
+        assert!(newer.is_ours_and_whole(), "before {point:?}");
+        let program = fs::read(newer.bin.join("meta-cni")).unwrap();
+        assert!(program == old.0 || program == new, "half a program, killed before {point:?}");
+    });
+    newer.install(&more);
+    assert_eq!((&our_plugin()["nodeName"], &our_plugin()["capabilities"]["bandwidth"]), (&"n".into(), &true.into()));
+}
+
+#[test]
+fn a_removal_that_is_killed_anywhere_leaves_a_whole_conf_and_is_finished_by_the_next_one() {
+    let node = node();
+    let before = files(&node);
+    kill_everywhere(
+        &node,
+        "uninstall",
+        &[],
+        || drop(node.install(&MORE)),
+        |point| {
+            node.is_ours_and_whole();
+            node.uninstall(&[]);
+            assert_eq!(files(&node), before, "killed before {point:?}");
+        },
+    );
+}

@@ -18,9 +18,8 @@ impl Policy {
         let policy = Self;
         let probe = Bed::pod("probe", &json!({}));
         let (unbound, write) = (Bed::service_account(), status_annotation("probed"));
-        wait_for("the server goes by the policy", 20, || {
-            patch_status(unbound.to_str().unwrap(), &probe, &write).is_err()
-        });
+        let refusal = || patch_status(unbound.to_str().unwrap(), &probe, &write).err().unwrap_or_default();
+        wait_for("the server goes by the policy", 20, || refusal().contains("the token names no node"));
         policy
     }
 

@@ -185,16 +185,16 @@ fn the_status_of_a_former_sandbox_is_replaced_and_nothing_else_changes() {
 #[test]
 fn an_equal_status_makes_no_new_version_of_the_pod() {
     let bed = Bed::enter();
-    let recorder = Recorder::install(&bed.world.bin, &["fixed", "first"]);
-    Bed::create(&[definition("fixed", &json!({"cniVersion": "1.0.0", "type": "fixed"}))]);
+    let recorder = Recorder::install(&bed.world.bin, &["given", "first"]);
+    Bed::create(&[definition("given", &json!({"cniVersion": "1.0.0", "type": "given"}))]);
     let mut conf = bed.conf(&Bed::service_account());
     conf["clusterNetwork"] = json!(bed.world.primary(&json!({"cniVersion": "1.0.0", "name": "main", "type": "first"})));
     let address =
         |last: u8| format!(r#"echo '{{"cniVersion":"1.0.0","ips":[{{"address":"10.1.0.{last}/24"}}]}}'; exit 0"#);
-    let pod = Bed::pod_with("equal", "fixed");
+    let pod = Bed::pod_with("equal", "given");
     let mut versions = Vec::new();
     for last in [5, 5, 6] {
-        recorder.behave("fixed", "ADD", &address(last));
+        recorder.behave("given", "ADD", &address(last));
         let netns = bed.world.netns();
         let asked = Bed::requests(|| drop(bed.call("ADD", &netns, &conf, &pod).ok()));
         assert_eq!(asked.last().map(String::as_str), Some("patch pods/equal/status"));

@@ -336,7 +336,10 @@ fn a_server_that_hangs_does_not_hold_the_reply_up_and_has_the_event_later() {
         stat.rsplit_once(") ").and_then(|(_, rest)| rest.split(' ').nth(3).map(str::to_owned))
     };
     let leads = |pid: &String| session(pid).as_ref() == Some(pid);
-    wait_for("one process, in a session of its own", 5, || posters().len() == 1 && posters().iter().all(leads));
+    // The last that it lets go of.
+    let is_quiet = |pid: &String| fs::read_link(format!("/proc/{pid}/fd/0")).is_ok_and(|path| path.ends_with("null"));
+    let settled = || posters().len() == 1 && posters().iter().all(|pid| leads(pid) && is_quiet(pid));
+    wait_for("one process, in a session of its own", 5, settled);
     let poster = posters();
     let process = format!("/proc/{}", poster[0]);
     let link = |name: &str| fs::read_link(format!("{process}/{name}")).unwrap().display().to_string();

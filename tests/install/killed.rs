@@ -65,9 +65,11 @@ fn an_installation_that_is_killed_anywhere_leaves_a_whole_conf_and_is_finished_b
     let before = files(&node);
     node.install(&MORE);
     let wanted = files(&node);
+    // The program's own way there is in the next test.
     let undo = || {
         node.uninstall(&[]);
         assert_eq!(files(&node), before);
+        node.preinstall();
     };
     kill_everywhere(&node, "install", &MORE, undo, |point| {
         let ours = node.is_ours_and_whole();
@@ -110,15 +112,13 @@ fn an_upgrade_that_is_killed_anywhere_leaves_the_node_installed() {
 fn a_removal_that_is_killed_anywhere_leaves_a_whole_conf_and_is_finished_by_the_next_one() {
     let node = node();
     let before = files(&node);
-    kill_everywhere(
-        &node,
-        "uninstall",
-        &[],
-        || drop(node.install(&MORE)),
-        |point| {
-            node.is_ours_and_whole();
-            node.uninstall(&[]);
-            assert_eq!(files(&node), before, "killed before {point:?}");
-        },
-    );
+    let again = || {
+        node.preinstall();
+        node.install(&MORE);
+    };
+    kill_everywhere(&node, "uninstall", &[], again, |point| {
+        node.is_ours_and_whole();
+        node.uninstall(&[]);
+        assert_eq!(files(&node), before, "killed before {point:?}");
+    });
 }

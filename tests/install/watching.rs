@@ -62,7 +62,7 @@ fn the_primary_is_followed_when_its_owner_writes_it_anew_and_half_of_it_is_not()
     let newer = podnet(json!({"bandwidth": true})).to_string();
     // In two parts, as a slow disk shows it.
     fs::write(PRIMARY, &newer[..newer.len() / 2]).unwrap();
-    watch.says("10-podnet.conflist cannot be used yet, the one before stays in force");
+    watch.says("not used yet, 10-podnet.conflist stays in force as it was: 10-podnet.conflist: ");
     assert_eq!(now(), podnet(json!({"portMappings": true})).to_string());
     assert!(node.is_ours_and_whole());
     fs::write(PRIMARY, &newer).unwrap();

@@ -31,6 +31,11 @@ impl Seen {
         let own = fs::metadata(OWN).ok().map(|own| (own.dev(), own.ino(), own.size(), own.ctime(), own.ctime_nsec()));
         Self(own.zip(of(&host.program(PROGRAM))).map(|(own, there)| [own, there]))
     }
+
+    /// Whether what runs is what is installed: one and the same file.
+    fn is_one(&self) -> bool {
+        self.0.is_some_and(|[own, there]| (own.0, own.1) == (there.0, there.1))
+    }
 }
 
 /// Refuses names that other programs have, unless they may be put aside.
@@ -49,13 +54,14 @@ pub(super) fn judge(host: &Host, names: &[&str], replace: bool) -> Result<(), Er
     )))
 }
 
-/// Puts our program in its place, and its names. Says what it changed.
+/// Puts our program in its place, and its names but for those that others have and may keep. Says what it changed.
 ///
 /// # Errors
 /// [`Error::Io`].
-pub(super) fn install(host: &Host, names: &[&str], seen: &mut Seen) -> Result<Vec<String>, Error> {
+pub(super) fn install(host: &Host, names: &[&str], replace: bool, seen: &mut Seen) -> Result<Vec<String>, Error> {
     let mut changed = Vec::new();
-    if seen.0.is_none() || *seen != Seen::look(host) {
+    let now = Seen::look(host);
+    if !now.is_one() && (seen.0.is_none() || *seen != now) {
         let mut own = File::open(OWN).map_err(|source| Error::io("read", OWN, source))?;
         if host::place_from(&host.program(PROGRAM), &mut own, 0o755)? {
             changed.push(format!("{} is version {}", host.bin.join(PROGRAM).display(), env!("CARGO_PKG_VERSION")));
@@ -64,7 +70,7 @@ pub(super) fn install(host: &Host, names: &[&str], seen: &mut Seen) -> Result<Ve
     }
     for name in names {
         let path = host.program(name);
-        if is_ours(host, name) {
+        if is_ours(host, name) || (!replace && is_taken(host, name)) {
             continue;
         }
         if is_taken(host, name) {

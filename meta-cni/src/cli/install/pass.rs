@@ -104,13 +104,14 @@ impl Installer {
         self.plan.host.sweep();
         let mut report = Report::default();
         let mut errors = Vec::new();
-        let ready =
-            self.plan.source.as_ref().map(|source| source.read(&self.plan.host)).transpose().map(Option::flatten);
+        errors.extend(binary::judge(&self.plan.host, &self.plan.names, self.plan.replace).err());
+        let source = self.plan.source.as_ref();
+        let ready = source.map(|source| source.read(&self.plan.host)).transpose().map(Option::flatten);
         let present = Present::read(&self.plan.host);
         let decided = self.decide(present.as_ref(), &mut report);
         // Without our configuration, what we keep of the primary's says that it was there.
         let lenient = self.stays && (present.is_some() || primary::is_kept(&self.plan.host));
-        if !lenient && (decided.is_err() || ready.is_err()) {
+        if !lenient && (decided.is_err() || ready.is_err() || !errors.is_empty()) {
             errors.extend(decided.err());
             errors.extend(ready.err());
             return Error::join(errors).map_or_else(|| Ok(report), Err);
@@ -141,7 +142,7 @@ impl Installer {
             Ok(done) => report.done.extend(done),
             Err(error) => errors.push(error),
         };
-        step(binary::install(host, &self.plan.names, &mut self.seen));
+        step(binary::install(host, &self.plan.names, self.plan.replace, &mut self.seen));
         step(ready.and_then(|ready| ready.map_or_else(|| Ok(Vec::new()), |ready| credentials::write(host, &ready))));
         let decision = match decided {
             Ok(decision) if how.lenient || errors.is_empty() => decision,
@@ -167,7 +168,6 @@ impl Installer {
     /// Decides what our configuration has to say, and judges it.
     fn decide(&self, present: Option<&Present>, report: &mut Report) -> Result<Decision, Error> {
         let host = &self.plan.host;
-        binary::judge(host, &self.plan.names, self.plan.replace)?;
         let found = primary::look(host);
         report.remarks = remarks_of(host, present, &found);
         let (choice, list, path) = match &self.plan.primary {
@@ -185,11 +185,8 @@ impl Installer {
         };
         refuse_what_comes_first(host, &found, choice.as_ref())?;
         report.remarks.extend(choice.as_ref().and_then(|choice| {
-            Some(format!(
-                "{} cannot be used yet, the one before stays in force: {}",
-                choice.name,
-                choice.waiting.as_ref()?
-            ))
+            let problem = choice.waiting.as_ref()?;
+            Some(format!("not used yet, {} stays in force as it was: {problem}", choice.name))
         }));
         report.remarks.extend(others(&found, choice.as_ref()));
         let text = self.text(present, &list, &path)?;

@@ -66,6 +66,16 @@ fn a_token_file_is_read_anew_on_each_call() {
     assert!(text.contains("/run/test/token") && text.contains("No such file"), "{text}");
 }
 
+/// A process that does not outlive its test.
+struct Ended(std::process::Child);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 #[test]
 fn tokens_are_renewed_by_the_installer_in_the_middle_of_a_stream_of_pods() {
     let scene = Scene::new("installed", 61);
@@ -79,7 +89,7 @@ fn tokens_are_renewed_by_the_installer_in_the_middle_of_a_stream_of_pods() {
         ["--cni-bin-dir", "/run/test/plugins", "--cni-conf-dir", "/run/test/net.d", "--state-dir", "/run/test/state"];
     command.args(["install", "--watch", "--server", &server]).args(places);
     command.arg("--token-file").arg(token).arg("--ca-file").arg(authority).env_remove("CNI_COMMAND");
-    let mut watch = command.spawn().unwrap();
+    let _watch = Ended(command.stderr(std::process::Stdio::null()).spawn().unwrap());
     let ours = Path::new("/run/test/net.d/00-meta-cni.conflist");
     wait_for("it is installed", 60, || ours.exists() && !Path::new("/run/test/net.d/10-flannel.conflist").exists());
     let list: Value = serde_json::from_slice(&fs::read(ours).unwrap()).unwrap();
@@ -122,8 +132,6 @@ fn tokens_are_renewed_by_the_installer_in_the_middle_of_a_stream_of_pods() {
     wait_for("it is renewed", 60, || !kept().ends_with(".none"));
     attach();
     scene.bed.assert_undone(&scene.netns);
-    watch.kill().unwrap();
-    watch.wait().unwrap();
 }
 
 #[test]

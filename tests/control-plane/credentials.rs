@@ -11,7 +11,7 @@ use std::{
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use serde_json::{Value, json};
 
-use crate::bed::{ApiPod, Bed};
+use crate::bed::{ApiPod, Bed, wait_for};
 
 /// A pod with one network, and what it takes to attach it by a kubeconfig.
 struct Scene {
@@ -64,6 +64,74 @@ fn a_token_file_is_read_anew_on_each_call() {
     fs::remove_file(file).unwrap();
     let text = scene.fails(&kubeconfig, 5);
     assert!(text.contains("/run/test/token") && text.contains("No such file"), "{text}");
+}
+
+/// A process that does not outlive its test.
+struct Ended(std::process::Child);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn tokens_are_renewed_by_the_installer_in_the_middle_of_a_stream_of_pods() {
+    let scene = Scene::new("installed", 61);
+    fs::create_dir_all("/run/test/net.d").unwrap();
+    fs::copy(scene.bed.world.flannel_primary(), "/run/test/net.d/10-flannel.conflist").unwrap();
+    let token = Path::new("/run/test/pod-token");
+    fs::write(token, Bed::token()).unwrap();
+    let (authority, server) = (Bed::path("pki/ca.crt"), Bed::server());
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_meta-cni"));
+    let places =
+        ["--cni-bin-dir", "/run/test/plugins", "--cni-conf-dir", "/run/test/net.d", "--state-dir", "/run/test/state"];
+    command.args(["install", "--watch", "--server", &server]).args(places);
+    command.arg("--token-file").arg(token).arg("--ca-file").arg(authority).env_remove("CNI_COMMAND");
+    let _watch = Ended(command.stderr(std::process::Stdio::null()).spawn().unwrap());
+    let ours = Path::new("/run/test/net.d/00-meta-cni.conflist");
+    wait_for("it is installed", 60, || ours.exists() && !Path::new("/run/test/net.d/10-flannel.conflist").exists());
+    let list: Value = serde_json::from_slice(&fs::read(ours).unwrap()).unwrap();
+    let mut conf = list["plugins"][0].clone();
+    assert_eq!(conf["kubeconfig"], "/run/test/state/credentials/kubeconfig");
+    for (key, value) in
+        [("name", &list["name"]), ("cniVersion", &list["cniVersion"]), ("binDir", &json!(scene.bed.world.bin))]
+    {
+        conf[key] = value.clone();
+    }
+    conf.as_object_mut().unwrap().remove("cniDir");
+    let attach = || {
+        scene.bed.call("ADD", &scene.netns, &conf, &scene.pod).ok();
+        scene.bed.call("DEL", &scene.netns, &conf, &scene.pod).ok();
+    };
+    let kept = || fs::read_to_string("/run/test/state/credentials/token").unwrap();
+    let done = std::sync::atomic::AtomicBool::new(false);
+    let renewed = std::thread::scope(|scope| {
+        let renewing = scope.spawn(|| {
+            let mut renewed = 0;
+            while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                let next = Bed::token();
+                fs::write("/run/test/next-token", &next).unwrap();
+                fs::rename("/run/test/next-token", token).unwrap();
+                wait_for("the token is renewed on the node", 60, || kept() == next);
+                renewed += 1;
+            }
+            renewed
+        });
+        (0..8).for_each(|_| attach());
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+        renewing.join().unwrap()
+    });
+    assert!(renewed >= 2, "{renewed}");
+    // One that has expired is replaced, too, and it is that file which is read.
+    fs::write(token, "eyJhbGciOiJSUzI1NiJ9.e30.none").unwrap();
+    wait_for("it is on the node", 60, || kept().ends_with(".none"));
+    scene.bed.call("ADD", &scene.netns, &conf, &scene.pod).fails(11);
+    fs::write(token, Bed::token()).unwrap();
+    wait_for("it is renewed", 60, || !kept().ends_with(".none"));
+    attach();
+    scene.bed.assert_undone(&scene.netns);
 }
 
 #[test]

@@ -37,8 +37,9 @@ fn files(node: &Node) -> Tree {
     tree
 }
 
-/// Kills a command before each point in turn; what was before is put back by `again`, what is left is judged by `judge`.
-fn kill_everywhere(node: &Node, verb: &str, more: &[&str], again: impl Fn(), judge: impl Fn(&Point)) {
+/// Kills a command before each point in turn; what was before is put back by `again`, what is left is judged by `judge`. Says
+/// where.
+fn kill_everywhere(node: &Node, verb: &str, more: &[&str], again: impl Fn(), judge: impl Fn(&Point)) -> String {
     again();
     let whole = trace(&node.command(verb, more), Which::All, None);
     assert_eq!(whole.code, Some(0), "{}", whole.stdout);
@@ -55,8 +56,8 @@ fn kill_everywhere(node: &Node, verb: &str, more: &[&str], again: impl Fn(), jud
         points.push(point);
     }
     let changing = points.iter().filter(|point| point.is_state).count();
-    println!("{verb}: killed before {} points ({}), {changing} of them change a name", points.len(), census(&points));
     assert!(changing >= 3, "{changing}");
+    format!("{verb}: killed before {} points ({}), {changing} of them change a name", points.len(), census(&points))
 }
 
 #[test]
@@ -65,17 +66,20 @@ fn an_installation_that_is_killed_anywhere_leaves_a_whole_conf_and_is_finished_b
     let before = files(&node);
     node.install(&MORE);
     let wanted = files(&node);
+    // The program's own way there is in the next test.
     let undo = || {
         node.uninstall(&[]);
         assert_eq!(files(&node), before);
+        node.preinstall();
     };
-    kill_everywhere(&node, "install", &MORE, undo, |point| {
+    let where_killed = kill_everywhere(&node, "install", &MORE, undo, |point| {
         let ours = node.is_ours_and_whole();
         // Once ours is there it is the whole of ours, and a pod's networks are not lost.
         assert_eq!(ours, Path::new(OURS).exists(), "before {point:?}");
         node.install(&MORE);
         assert_eq!(files(&node), wanted, "killed before {point:?}");
     });
+    println!("{where_killed}");
 }
 
 #[test]
@@ -97,11 +101,12 @@ fn an_upgrade_that_is_killed_anywhere_leaves_the_node_installed() {
         let list = serde_json::json!({"cniVersion": "1.0.0", "name": "meta-cni", "plugins": [old.1]});
         fs::write(OURS, list.to_string()).unwrap();
     };
-    kill_everywhere(&newer, "install", &more, again, |point| {
+    let where_killed = kill_everywhere(&newer, "install", &more, again, |point| {
         assert!(newer.is_ours_and_whole(), "before {point:?}");
         let program = fs::read(newer.bin.join("meta-cni")).unwrap();
         assert!(program == old.0 || program == new, "half a program, killed before {point:?}");
     });
+    println!("{where_killed}");
     newer.install(&more);
     assert_eq!((&our_plugin()["nodeName"], &our_plugin()["capabilities"]["bandwidth"]), (&"n".into(), &true.into()));
 }
@@ -110,15 +115,14 @@ fn an_upgrade_that_is_killed_anywhere_leaves_the_node_installed() {
 fn a_removal_that_is_killed_anywhere_leaves_a_whole_conf_and_is_finished_by_the_next_one() {
     let node = node();
     let before = files(&node);
-    kill_everywhere(
-        &node,
-        "uninstall",
-        &[],
-        || drop(node.install(&MORE)),
-        |point| {
-            node.is_ours_and_whole();
-            node.uninstall(&[]);
-            assert_eq!(files(&node), before, "killed before {point:?}");
-        },
-    );
+    let again = || {
+        node.preinstall();
+        node.install(&MORE);
+    };
+    let where_killed = kill_everywhere(&node, "uninstall", &[], again, |point| {
+        node.is_ours_and_whole();
+        node.uninstall(&[]);
+        assert_eq!(files(&node), before, "killed before {point:?}");
+    });
+    println!("{where_killed}");
 }

@@ -13,7 +13,7 @@ fn nothing_is_written_before_the_primary_is_there_and_whole() {
     let whole = podnet(json!({})).to_string();
     for (text, part) in [
         (None, "found: nothing"),
-        (Some(""), "10-podnet.conflist may be the primary network's configuration, and cannot be used"),
+        (Some(""), "primary network's configuration cannot be used: 10-podnet.conflist: "),
         (Some(&whole[..whole.len() / 2]), "does not parse"),
         (Some(r#"{"cniVersion":"1.0.0","name":"podnet","plugins":[]}"#), "10-podnet.conflist"),
         (Some(r#"{"cniVersion":"0.3.1","name":"lo","type":"loopback"}"#), "(loopback alone)"),

@@ -11,7 +11,7 @@ use nix::sys::signal::Signal;
 use serde_json::json;
 
 use crate::{
-    bed::{KEPT, NET_D, Node, OURS, PRIMARY, our_plugin, podnet},
+    bed::{KEPT, NET_D, Node, OURS, PRIMARY, our_plugin, ours, podnet},
     harness::Interface,
 };
 
@@ -62,7 +62,7 @@ fn the_primary_is_followed_when_its_owner_writes_it_anew_and_half_of_it_is_not()
     let newer = podnet(json!({"bandwidth": true})).to_string();
     // In two parts, as a slow disk shows it.
     fs::write(PRIMARY, &newer[..newer.len() / 2]).unwrap();
-    watch.says("10-podnet.conflist cannot be used yet, the one before stays in force");
+    watch.says("not used yet, 10-podnet.conflist stays in force as it was: 10-podnet.conflist: ");
     assert_eq!(now(), podnet(json!({"portMappings": true})).to_string());
     assert!(node.is_ours_and_whole());
     fs::write(PRIMARY, &newer).unwrap();
@@ -97,6 +97,37 @@ fn a_primary_that_comes_later_is_waited_for_and_what_somebody_has_to_mend_is_not
         std::thread::sleep(Duration::from_millis(5));
     }
     assert!(ended.load(Ordering::Relaxed), "it goes on: {}", watch.log());
+}
+
+#[test]
+fn what_an_administrator_and_another_installer_did_stays_when_ours_is_put_back() {
+    let node = Node::new();
+    node.install(&["--node-name", "n"]);
+    // One that stays, and was told nothing of all that.
+    let watch = node.watch(&["--no-config"]);
+    watch.until("it stays", || node.run("uninstall", &[]).stderr.contains("an installer stays"));
+    let mut list = ours();
+    list["plugins"][0]["logLevel"] = json!("debug");
+    // As a careful editor does: half a file would be answered at once.
+    fs::write(format!("{OURS}~"), list.to_string()).unwrap();
+    fs::rename(format!("{OURS}~"), OURS).unwrap();
+    let newer = node.another_build();
+    newer.install(&["--no-config"]);
+    assert_eq!(our_plugin()["logLevel"], "debug");
+    fs::write(OURS, "").unwrap();
+    watch.until("ours is back", || fs::read(OURS).is_ok_and(|text| !text.is_empty()));
+    let plugin = our_plugin();
+    assert_eq!((&plugin["nodeName"], &plugin["logLevel"]), (&json!("n"), &json!("debug")));
+    assert_eq!(plugin["manifestDir"], json!(newer.world.manifests));
+    // The program that was installed last stays, and only one that is lost is put back.
+    assert_eq!(fs::read(newer.bin.join("meta-cni")).unwrap(), fs::read(newer.program()).unwrap());
+    fs::remove_file(newer.bin.join("meta-cni")).unwrap();
+    watch.until("a program is back", || newer.bin.join("meta-cni").exists());
+    drop(watch);
+    // Nobody stays, and ours was renamed: what it said is known by that.
+    fs::rename(OURS, format!("{OURS}.cilium_bak")).unwrap();
+    newer.install(&["--no-config"]);
+    assert_eq!(our_plugin()["logLevel"], "debug");
 }
 
 #[test]

@@ -18,21 +18,6 @@ const SAVED: &str = ".meta-cni-saved";
 /// The program that runs.
 const OWN: &str = "/proc/self/exe";
 
-/// Which files our program and its source were when they were found to be the same.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Seen(Option<[(u64, u64, u64, i64, i64); 2]>);
-
-impl Seen {
-    fn look(host: &Host) -> Self {
-        let of = |path: &Path| {
-            let there = fs::symlink_metadata(path).ok()?;
-            Some((there.dev(), there.ino(), there.size(), there.ctime(), there.ctime_nsec()))
-        };
-        let own = fs::metadata(OWN).ok().map(|own| (own.dev(), own.ino(), own.size(), own.ctime(), own.ctime_nsec()));
-        Self(own.zip(of(&host.program(PROGRAM))).map(|(own, there)| [own, there]))
-    }
-}
-
 /// Refuses names that other programs have, unless they may be put aside.
 ///
 /// # Errors
@@ -49,22 +34,24 @@ pub(super) fn judge(host: &Host, names: &[&str], replace: bool) -> Result<(), Er
     )))
 }
 
-/// Puts our program in its place, and its names. Says what it changed.
+/// Puts our program in its place, and its names but for those that others have and may keep. Says what it changed. If it was
+/// `put` there before, only one that is lost is put back: another one is there because somebody installed it since.
 ///
 /// # Errors
 /// [`Error::Io`].
-pub(super) fn install(host: &Host, names: &[&str], seen: &mut Seen) -> Result<Vec<String>, Error> {
+pub(super) fn install(host: &Host, names: &[&str], replace: bool, put: &mut bool) -> Result<Vec<String>, Error> {
     let mut changed = Vec::new();
-    if seen.0.is_none() || *seen != Seen::look(host) {
+    let there = host.program(PROGRAM);
+    if !(is_own(&there) || (*put && is_program(&there))) {
         let mut own = File::open(OWN).map_err(|source| Error::io("read", OWN, source))?;
-        if host::place_from(&host.program(PROGRAM), &mut own, 0o755)? {
+        if host::place_from(&there, &mut own, 0o755)? {
             changed.push(format!("{} is version {}", host.bin.join(PROGRAM).display(), env!("CARGO_PKG_VERSION")));
         }
-        *seen = Seen::look(host);
     }
+    *put = true;
     for name in names {
         let path = host.program(name);
-        if is_ours(host, name) {
+        if is_ours(host, name) || (!replace && is_taken(host, name)) {
             continue;
         }
         if is_taken(host, name) {
@@ -101,6 +88,16 @@ pub(super) fn uninstall(host: &Host) -> Result<Vec<String>, Error> {
         changed.push(format!("{} is removed", host.bin.join(PROGRAM).display()));
     }
     Ok(changed)
+}
+
+/// Whether a file is the very one that runs.
+fn is_own(path: &Path) -> bool {
+    let id = |there: fs::Metadata| (there.dev(), there.ino());
+    fs::metadata(OWN).is_ok_and(|own| fs::symlink_metadata(path).is_ok_and(|there| id(own) == id(there)))
+}
+
+fn is_program(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|there| there.is_file() && there.size() > 0 && there.mode() & 0o111 == 0o111)
 }
 
 fn saved(name: &str) -> String {

@@ -4,7 +4,10 @@ use std::{collections::BTreeSet, fs, path::Path};
 
 use serde::Serialize;
 
-use super::{host::Host, primary::OUR_FILE};
+use super::{
+    host::{Host, names_in},
+    primary::OUR_FILE,
+};
 use crate::{
     cni::{Error, Object, PluginList},
     settings::Settings,
@@ -63,7 +66,16 @@ struct List<'a> {
 impl Present {
     /// Reads our configuration; nothing if it is not there, or is not ours.
     pub(super) fn read(host: &Host) -> Option<Self> {
-        let text = fs::read(host.conf(OUR_FILE)).ok()?;
+        Self::of(&host.conf(OUR_FILE))
+    }
+
+    /// Reads it under a name that another program gave it.
+    pub(super) fn renamed(host: &Host) -> Option<Self> {
+        renamed(host).iter().find_map(|name| Self::of(&host.conf(name)))
+    }
+
+    fn of(path: &Path) -> Option<Self> {
+        let text = fs::read(path).ok()?;
         let list = Object::parse(OUR_FILE, &text).ok()?;
         PluginList::from_object(list.clone(), None).ok()?;
         let mut plugins = list.get::<Vec<Object>>("plugins").ok()??;
@@ -90,6 +102,13 @@ impl Present {
         OURS.iter().chain(&["capabilities"]).for_each(|key| own.remove(key));
         own
     }
+}
+
+/// The names that other programs gave our configuration, so that the runtime does not read it.
+pub(super) fn renamed(host: &Host) -> Vec<String> {
+    let mut names = names_in(&host.seen(&host.net_d));
+    names.retain(|name| name.strip_prefix(OUR_FILE).is_some_and(|rest| rest.starts_with('.')));
+    names
 }
 
 /// Refuses keys of an administrator that an option is for.

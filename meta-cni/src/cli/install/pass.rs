@@ -7,7 +7,7 @@ use super::{
     binary,
     conf::{self, Present},
     credentials::{self, Ready, Source},
-    host::{self, Host, names_in},
+    host::{self, Host},
     keys_in,
     primary::{self, Choice, Content, Found, OUR_FILE},
 };
@@ -84,13 +84,16 @@ pub(super) struct Installer {
     pub(super) plan: Plan,
     /// It stays after the first pass.
     stays: bool,
-    seen: binary::Seen,
+    /// It has put the program there.
+    put: bool,
+    /// Our configuration as it was seen last: what an administrator wrote into it is not lost with it.
+    known: Option<Present>,
 }
 
 impl Installer {
     /// An installer that has not looked at anything yet.
     pub(super) fn new(plan: Plan, stays: bool) -> Self {
-        Self { plan, stays, seen: binary::Seen::default() }
+        Self { plan, stays, put: false, known: None }
     }
 
     /// Puts everything in its place. With `leave` the primary's file is followed where it is, not taken away.
@@ -104,13 +107,16 @@ impl Installer {
         self.plan.host.sweep();
         let mut report = Report::default();
         let mut errors = Vec::new();
-        let ready =
-            self.plan.source.as_ref().map(|source| source.read(&self.plan.host)).transpose().map(Option::flatten);
+        errors.extend(binary::judge(&self.plan.host, &self.plan.names, self.plan.replace).err());
+        let source = self.plan.source.as_ref();
+        let ready = source.map(|source| source.read(&self.plan.host)).transpose().map(Option::flatten);
         let present = Present::read(&self.plan.host);
-        let decided = self.decide(present.as_ref(), &mut report);
+        let is_there = present.is_some();
+        self.known = present.or(self.known.take()).or_else(|| Present::renamed(&self.plan.host));
+        let decided = self.decide(is_there, &mut report);
         // Without our configuration, what we keep of the primary's says that it was there.
-        let lenient = self.stays && (present.is_some() || primary::is_kept(&self.plan.host));
-        if !lenient && (decided.is_err() || ready.is_err()) {
+        let lenient = self.stays && (is_there || primary::is_kept(&self.plan.host));
+        if !lenient && (decided.is_err() || ready.is_err() || !errors.is_empty()) {
             errors.extend(decided.err());
             errors.extend(ready.err());
             return Error::join(errors).map_or_else(|| Ok(report), Err);
@@ -120,8 +126,7 @@ impl Installer {
             if !again {
                 break;
             }
-            let present = Present::read(&self.plan.host);
-            let decided = self.decide(present.as_ref(), &mut report);
+            let decided = self.decide(true, &mut report);
             again = self.carry_out(decided, Ok(None), How { leave, lenient }, &mut report, &mut errors);
         }
         Error::join(errors).map_or(Ok(report), Err)
@@ -141,7 +146,7 @@ impl Installer {
             Ok(done) => report.done.extend(done),
             Err(error) => errors.push(error),
         };
-        step(binary::install(host, &self.plan.names, &mut self.seen));
+        step(binary::install(host, &self.plan.names, self.plan.replace, &mut self.put));
         step(ready.and_then(|ready| ready.map_or_else(|| Ok(Vec::new()), |ready| credentials::write(host, &ready))));
         let decision = match decided {
             Ok(decision) if how.lenient || errors.is_empty() => decision,
@@ -165,11 +170,11 @@ impl Installer {
     }
 
     /// Decides what our configuration has to say, and judges it.
-    fn decide(&self, present: Option<&Present>, report: &mut Report) -> Result<Decision, Error> {
+    fn decide(&self, is_there: bool, report: &mut Report) -> Result<Decision, Error> {
         let host = &self.plan.host;
-        binary::judge(host, &self.plan.names, self.plan.replace)?;
         let found = primary::look(host);
-        report.remarks = remarks_of(host, present, &found);
+        report.remarks = remarks_of(host, is_there, &found);
+        let known = self.known.as_ref();
         let (choice, list, path) = match &self.plan.primary {
             Some(Primary::Elsewhere(path)) => (None, read_elsewhere(&host.seen(path))?, path.clone()),
             asked => {
@@ -177,7 +182,7 @@ impl Installer {
                     Some(Primary::Name(name)) => Some(name.as_str()),
                     _ => None,
                 };
-                let current = present.and_then(|present| present.kept(host));
+                let current = known.and_then(|known| known.kept(host));
                 let choice = primary::choose(&found, asked, current.as_deref().and_then(primary::name_of_kept))?;
                 let (list, path) = (choice.list.clone(), host.net_d.join(choice.kept_name()));
                 (Some(choice), list, path)
@@ -185,18 +190,15 @@ impl Installer {
         };
         refuse_what_comes_first(host, &found, choice.as_ref())?;
         report.remarks.extend(choice.as_ref().and_then(|choice| {
-            Some(format!(
-                "{} cannot be used yet, the one before stays in force: {}",
-                choice.name,
-                choice.waiting.as_ref()?
-            ))
+            let problem = choice.waiting.as_ref()?;
+            Some(format!("not used yet, {} stays in force as it was: {problem}", choice.name))
         }));
         report.remarks.extend(others(&found, choice.as_ref()));
-        let text = self.text(present, &list, &path)?;
+        let text = self.text(&list, &path)?;
         Ok(Decision { choice, text })
     }
 
-    fn text(&self, present: Option<&Present>, list: &PluginList, path: &Path) -> Result<String, Error> {
+    fn text(&self, list: &PluginList, path: &Path) -> Result<String, Error> {
         let kubeconfig = self.plan.source.as_ref().map(|source| source.kubeconfig(&self.plan.host));
         let given = [("nodeName", self.plan.node_name.is_some()), ("kubeconfig", kubeconfig.is_some())];
         let own = match &self.plan.own {
@@ -205,7 +207,7 @@ impl Installer {
                 conf::judge_own(&own, &given)?;
                 own
             }
-            None => present.map(Present::keys_of_administrator).unwrap_or_default(),
+            None => self.known.as_ref().map(Present::keys_of_administrator).unwrap_or_default(),
         };
         let mut capabilities = std::collections::BTreeSet::new();
         for plugin in &list.plugins {
@@ -217,7 +219,7 @@ impl Installer {
             own,
             node_name: self.plan.node_name.as_deref(),
             kubeconfig: kubeconfig.as_deref(),
-            behind: present.map(|present| present.behind.clone()).unwrap_or_default(),
+            behind: self.known.as_ref().map(|known| known.behind.clone()).unwrap_or_default(),
         };
         conf::build(&self.plan.host, wanted)
     }
@@ -279,12 +281,12 @@ fn refuse_what_comes_first(host: &Host, found: &[Found], choice: Option<&Choice>
 }
 
 /// What somebody should know of our own configuration: that it was gone, and perhaps why.
-fn remarks_of(host: &Host, present: Option<&Present>, found: &[Found]) -> Vec<String> {
-    if present.is_some() || found.iter().all(|found| found.kept.is_none()) {
+fn remarks_of(host: &Host, is_there: bool, found: &[Found]) -> Vec<String> {
+    if is_there || found.iter().all(|found| found.kept.is_none()) {
         return Vec::new();
     }
     let what = if host.conf(OUR_FILE).exists() { "is not as we wrote it" } else { "was gone" };
-    let renamed: Vec<String> = names_in(&host.seen(&host.net_d)).into_iter().filter(|name| is_renamed(name)).collect();
+    let renamed = conf::renamed(host);
     let why = match renamed.as_slice() {
         [] => String::new(),
         names => format!(
@@ -293,11 +295,6 @@ fn remarks_of(host: &Host, present: Option<&Present>, found: &[Found]) -> Vec<St
         ),
     };
     vec![format!("{OUR_FILE} {what}, and is put back{why}")]
-}
-
-/// Whether a file is our configuration under a name that another program gave it.
-pub(super) fn is_renamed(name: &str) -> bool {
-    name.strip_prefix(OUR_FILE).is_some_and(|rest| rest.starts_with('.'))
 }
 
 /// What is left in the runtime's directory behind ours, and would be next if ours were lost.

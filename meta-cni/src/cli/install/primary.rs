@@ -146,6 +146,7 @@ impl Content {
 /// [`Error::TryLater`] if there is none (yet), or one is just being written.
 pub(super) fn choose(found: &[Found], asked: Option<&str>, current: Option<&str>) -> Result<Choice, Error> {
     let mut passed_over = Vec::new();
+    let mut doubtful = None;
     for Found { name, live, kept } in found {
         if asked.is_some_and(|asked| asked != name) {
             continue;
@@ -154,18 +155,26 @@ pub(super) fn choose(found: &[Found], asked: Option<&str>, current: Option<&str>
         let choice =
             |list: &PluginList, live, waiting| Choice { name: name.clone(), list: list.clone(), live, waiting };
         match (live, kept) {
-            (Some(Content::Network(list)), _) => return Ok(choice(list, true, None)),
-            (Some(Content::Broken(problem)), Some(list)) => return Ok(choice(list, false, Some(problem.clone()))),
-            (None, Some(list)) => return Ok(choice(list, false, None)),
+            // Behind one that may yet become the primary's there is nothing to be chosen that was not chosen before.
+            (Some(Content::Network(list)), kept) if doubtful.is_none() || kept.is_some() => {
+                return Ok(choice(list, true, doubtful));
+            }
+            (Some(Content::Broken(problem)), Some(list)) => {
+                return Ok(choice(list, false, Some(format!("{name}: {problem}"))));
+            }
+            (None, Some(list)) => return Ok(choice(list, false, doubtful)),
             // Multus leaves files of no bytes behind; whatever is in one of its own, it is not the primary's.
             (Some(Content::Broken(problem)), None) if !name.contains("multus") => {
-                return Err(Error::TryLater(format!(
-                    "{name} may be the primary network's configuration, and cannot be used: {problem}; its owner may be writing it just now, else mend it, remove it, or name another one (--primary)"
-                )));
+                doubtful.get_or_insert_with(|| format!("{name}: {problem}"));
             }
             (Some(content), _) => passed_over.push(format!("{name} ({})", content.in_words())),
             (None, None) => {}
         }
+    }
+    if let Some(problem) = doubtful {
+        return Err(Error::TryLater(format!(
+            "what may be the primary network's configuration cannot be used: {problem}; its owner may be writing it just now, else mend it, remove it, or name another one (--primary)"
+        )));
     }
     let found = if passed_over.is_empty() { "nothing".to_owned() } else { passed_over.join(", ") };
     let wanted = asked.unwrap_or("the primary network's configuration");
@@ -315,11 +324,16 @@ mod tests {
         let podman = ("87-podman-bridge.conflist", r#"{"name":"podman","plugins":[{"type":"bridge"}]}"#);
         for half in ["", "{", r#"{"name":"cbr0"}"#, r#"{"name":"cbr0","plugins":[]}"#] {
             let text = chosen(&[("10-flannel.conflist", half), podman], None, None).unwrap_err();
-            assert!(text.contains("10-flannel.conflist may be the primary network's"), "{text}");
+            assert!(text.contains("primary network's configuration cannot be used: 10-flannel.conflist"), "{text}");
             // The one that we have stays in force.
             let kept = [("10-flannel.conflist", half), ("10-flannel.conflist.meta-cni", FLANNEL), podman];
             assert_eq!(chosen(&kept, None, None), Ok(("10-flannel.conflist".to_owned(), false)));
         }
+        // One that may become the primary's does not put the one that we have out of force.
+        let doubtful = [("05-new.conflist", "{"), ("10-flannel.conflist.meta-cni", FLANNEL), podman];
+        assert_eq!(chosen(&doubtful, None, None), Ok(("10-flannel.conflist".to_owned(), false)));
+        let rewritten = [doubtful[0], doubtful[1], ("10-flannel.conflist", FLANNEL)];
+        assert_eq!(chosen(&rewritten, None, None), Ok(("10-flannel.conflist".to_owned(), true)));
         // Multus' file of no bytes is not waited for.
         let found = chosen(&[("00-multus.conf", ""), ("10-flannel.conflist", FLANNEL)], None, None);
         assert_eq!(found, Ok(("10-flannel.conflist".to_owned(), true)));

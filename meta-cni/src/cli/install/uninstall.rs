@@ -9,10 +9,9 @@ use std::{
 
 use super::{
     binary,
-    conf::Present,
+    conf::{Present, renamed},
     credentials,
     host::{self, Host, names_in},
-    pass::is_renamed,
     primary::{OUR_FILE, name_of_kept},
 };
 use crate::{
@@ -175,8 +174,8 @@ fn forget_kept(host: &Host) -> Result<(), Error> {
     for (kept, _) in kept(host) {
         host::remove(&kept)?;
     }
-    for name in names_in(&host.seen(&host.net_d)).iter().filter(|name| is_renamed(name)) {
-        host::remove(&host.conf(name))?;
+    for name in renamed(host) {
+        host::remove(&host.conf(&name))?;
     }
     Ok(())
 }

@@ -34,7 +34,7 @@ const DEAF_TICK: Duration = Duration::from_millis(500);
 /// How long to wait with the next pass after one that had something to do: with somebody who undoes it each time, longer and
 /// longer, but ours is back within a second.
 const FIRST_PAUSE: Duration = Duration::from_millis(25);
-const LONGEST_PAUSE: Duration = Duration::from_millis(800);
+const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 /// After how often within which time the primary's owner is let have his file where he wants it.
 const TAKES: usize = 4;
 const TAKES_WITHIN: Duration = Duration::from_secs(60);

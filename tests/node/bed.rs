@@ -55,25 +55,14 @@ pub(crate) fn enter() -> Turn {
 }
 
 impl Node {
+    /// A node with us in its CNI directory.
     fn start() -> Self {
-        let directory = fresh_directory();
-        for name in ["cni/net.d", "cni/bin", "primary"] {
-            fs::create_dir_all(directory.join(name)).unwrap();
-        }
-        let bin = directory.join("cni/bin");
-        for plugin in ["loopback", "bridge", "host-local", "macvlan"] {
-            fs::copy(beds().join("plugins/reference").join(plugin), bin.join(plugin)).unwrap();
-        }
-        fs::copy(env!("CARGO_BIN_EXE_meta-cni"), bin.join("meta-cni")).unwrap();
+        let directory = fresh_directory("node");
+        fill_bin(&directory);
+        fs::copy(env!("CARGO_BIN_EXE_meta-cni"), directory.join("cni/bin/meta-cni")).unwrap();
         let write = |name: &str, value: &Value| fs::write(directory.join(name), value.to_string()).unwrap();
-        write(
-            "primary/10-bridge.conflist",
-            &json!({
-                "cniVersion": "1.0.0", "name": "podnet",
-                "plugins": [{"type": "bridge", "bridge": "cni0", "isGateway": true, "isDefaultGateway": true,
-                             "ipam": {"type": "host-local", "ranges": [[{"subnet": "10.98.0.0/24"}]]}}]
-            }),
-        );
+        fs::create_dir_all(directory.join("primary")).unwrap();
+        write("primary/10-bridge.conflist", &primary());
         write(
             "cni/net.d/00-meta-cni.conflist",
             &json!({
@@ -85,12 +74,43 @@ impl Node {
                 }]
             }),
         );
-        let node = Self { _child: up(&directory), directory };
+        let node = Self { _child: up(&directory, &[]), directory };
         node.give_credentials();
-        for arguments in ["link add uplink type veth peer name wire", "link set uplink up", "link set wire up"] {
-            node.ip(arguments);
-        }
+        node.make_uplink();
         node
+    }
+
+    /// A node of its own that has its primary network and nothing of us, with the controllers that run a DaemonSet.
+    pub(crate) fn without_us() -> Self {
+        let directory = fresh_directory("bare-node");
+        fill_bin(&directory);
+        fs::write(directory.join("cni/net.d/10-bridge.conflist"), primary().to_string()).unwrap();
+        let node = Self { _child: up(&directory, &["--controllers"]), directory };
+        node.make_uplink();
+        node
+    }
+
+    /// A path below the node's directory.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.directory.join(name)
+    }
+
+    /// Packs a program as deploy/image does and gives it to containerd under a name.
+    pub(crate) fn import_image(&self, program: &Path, name: &str) {
+        let tar = self.directory.join("image.tar");
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/image");
+        let packed = Command::new(script).arg(program).arg(&tar).arg(name).status().unwrap();
+        assert!(packed.success(), "deploy/image: {packed}");
+        let (imported, text) =
+            self.run(&["ctr", "--namespace", "k8s.io", "images", "import", tar.to_str().unwrap()], "");
+        assert!(imported, "{text}");
+    }
+
+    /// What macvlan networks lie on.
+    fn make_uplink(&self) {
+        for arguments in ["link add uplink type veth peer name wire", "link set uplink up", "link set wire up"] {
+            self.ip(arguments);
+        }
     }
 
     /// A token file of deploy/base/rbac.yaml's service account, and a kubeconfig that names it.
@@ -123,7 +143,7 @@ impl Node {
         command
     }
 
-    fn run(&self, words: &[&str], stdin: &str) -> (bool, String) {
+    pub(crate) fn run(&self, words: &[&str], stdin: &str) -> (bool, String) {
         let mut command = self.command(words);
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         child.stdin.take().unwrap().write_all(stdin.as_bytes()).unwrap();
@@ -297,24 +317,43 @@ fn script(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/node").join(name)
 }
 
+/// The plugins that a node has before us.
+fn fill_bin(directory: &Path) {
+    for name in ["cni/net.d", "cni/bin"] {
+        fs::create_dir_all(directory.join(name)).unwrap();
+    }
+    for plugin in ["loopback", "bridge", "host-local", "macvlan"] {
+        fs::copy(beds().join("plugins/reference").join(plugin), directory.join("cni/bin").join(plugin)).unwrap();
+    }
+}
+
+/// The primary network's configuration.
+fn primary() -> Value {
+    json!({
+        "cniVersion": "1.0.0", "name": "podnet",
+        "plugins": [{"type": "bridge", "bridge": "cni0", "isGateway": true, "isDefaultGateway": true,
+                     "ipam": {"type": "host-local", "ranges": [[{"subnet": "10.98.0.0/24"}]]}}]
+    })
+}
+
 /// A directory for the bed in cargo's own place for what tests write. It is kept, to be looked at, until the next run.
-fn fresh_directory() -> PathBuf {
+fn fresh_directory(kind: &str) -> PathBuf {
     let place = Path::new(env!("CARGO_TARGET_TMPDIR"));
     for name in names(place) {
         let of_nobody = |pid: &str| !Path::new("/proc").join(pid).exists();
-        if name.strip_prefix("node-").is_some_and(of_nobody) {
+        if name.rsplit_once("node-").is_some_and(|(_, pid)| of_nobody(pid)) {
             // Its bed may be ending this moment: then the run after this one removes it.
             let _ = fs::remove_dir_all(place.join(name));
         }
     }
-    let directory = place.join(format!("node-{}", std::process::id()));
+    let directory = place.join(format!("{kind}-{}", std::process::id()));
     fs::create_dir_all(&directory).unwrap();
     directory.canonicalize().unwrap()
 }
 
-fn up(directory: &Path) -> Child {
+fn up(directory: &Path, flags: &[&str]) -> Child {
     let mut command = Command::new(script("up"));
-    command.arg(directory).env("META_CNI_BED_CACHE", beds());
+    command.arg(directory).args(flags).env("META_CNI_BED_CACHE", beds());
     said_ready(command)
 }
 

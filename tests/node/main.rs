@@ -7,4 +7,5 @@
 mod harness;
 
 mod bed;
+mod daemonset;
 mod pods;

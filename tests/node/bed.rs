@@ -17,7 +17,7 @@ use crate::harness::{Recorder, beds, names};
 /// What a pod asks for.
 pub(crate) const NETWORKS: &str = "k8s.v1.cni.cncf.io/networks";
 /// What it is told.
-const STATUS: &str = "k8s.v1.cni.cncf.io/network-status";
+pub(crate) const STATUS: &str = "k8s.v1.cni.cncf.io/network-status";
 /// How long a pod may take on a busy machine.
 const PATIENCE: u64 = 60;
 
@@ -81,13 +81,38 @@ impl Node {
     }
 
     /// A node of its own that has its primary network and nothing of us, with the controllers that run a DaemonSet.
-    pub(crate) fn without_us() -> Self {
-        let directory = fresh_directory("bare-node");
+    pub(crate) fn without_us(name: &str) -> Self {
+        let directory = fresh_directory(&format!("{name}-node"));
         fill_bin(&directory);
-        fs::write(directory.join("cni/net.d/10-bridge.conflist"), primary().to_string()).unwrap();
+        fs::write(directory.join("cni/net.d/10-flannel.conflist"), flannel(1450).to_string()).unwrap();
         let node = Self { _child: up(&directory, &["--controllers"]), directory };
         node.make_uplink();
+        node.subnet_env(true);
         node
+    }
+
+    /// Writes Flannel's subnet file, as flanneld does, or takes it away.
+    pub(crate) fn subnet_env(&self, there: bool) {
+        let text =
+            "FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.7.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=false\n";
+        let script = match there {
+            true => "mkdir -p /run/flannel && cat >/run/flannel/subnet.env",
+            false => "rm /run/flannel/subnet.env",
+        };
+        let (done, said) = self.run(&["sh", "-c", script], if there { text } else { "" });
+        assert!(done, "{said}");
+    }
+
+    /// Has the API server stand still, or go on.
+    pub(crate) fn api_server(&self, goes: bool) {
+        let pid = fs::read_to_string(self.path("control-plane/kube-apiserver.pid")).unwrap();
+        let (done, said) = self.run(&["kill", if goes { "-CONT" } else { "-STOP" }, pid.trim()], "");
+        assert!(done, "{said}");
+    }
+
+    /// Waits until the pods of our DaemonSet run.
+    pub(crate) fn rolled_out(&self) {
+        self.kubectl(&["rollout", "status", "daemonset/meta-cni", "-n", "kube-system", "--timeout=120s"], "");
     }
 
     /// A path below the node's directory.
@@ -322,7 +347,7 @@ fn fill_bin(directory: &Path) {
     for name in ["cni/net.d", "cni/bin"] {
         fs::create_dir_all(directory.join(name)).unwrap();
     }
-    for plugin in ["loopback", "bridge", "host-local", "macvlan"] {
+    for plugin in ["loopback", "bridge", "flannel", "host-local", "macvlan"] {
         fs::copy(beds().join("plugins/reference").join(plugin), directory.join("cni/bin").join(plugin)).unwrap();
     }
 }
@@ -333,6 +358,14 @@ fn primary() -> Value {
         "cniVersion": "1.0.0", "name": "podnet",
         "plugins": [{"type": "bridge", "bridge": "cni0", "isGateway": true, "isDefaultGateway": true,
                      "ipam": {"type": "host-local", "ranges": [[{"subnet": "10.98.0.0/24"}]]}}]
+    })
+}
+
+/// Flannel's chain, as its installer writes it.
+pub(crate) fn flannel(mtu: u16) -> Value {
+    json!({
+        "cniVersion": "0.3.1", "name": "cbr0",
+        "plugins": [{"type": "flannel", "delegate": {"isDefaultGateway": true, "mtu": mtu}}]
     })
 }
 

@@ -5,13 +5,11 @@ use std::{collections::BTreeMap, fs, path::Path};
 use serde_json::{Value, json};
 
 use crate::{
-    bed::{NETWORKS, Node, enter, wait_for},
+    bed::{NETWORKS, Node, STATUS, enter, wait_for},
     harness::names,
 };
 
-const DEPLOY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy");
-
-fn pod(name: &str, networks: &str) -> Value {
+pub(crate) fn pod(name: &str, networks: &str) -> Value {
     json!({
         "apiVersion": "v1", "kind": "Pod",
         "metadata": {"name": name, "namespace": "default", "annotations": {NETWORKS: networks}},
@@ -23,11 +21,20 @@ fn pod(name: &str, networks: &str) -> Value {
     })
 }
 
-/// The interfaces that a pod's network-status names.
-fn interfaces(node: &Node, pod: &str) -> Vec<String> {
-    let text = node.status_text(pod);
-    let status: Value = serde_json::from_str(&text).unwrap_or_else(|error| panic!("network-status {text:?}: {error}"));
+/// The interfaces that network-status names in the JSON of a pod.
+pub(crate) fn interfaces(pod: &str) -> Vec<String> {
+    let pod: Value = serde_json::from_str(pod).unwrap_or_else(|error| panic!("{pod}: {error}"));
+    let text = pod["metadata"]["annotations"][STATUS].as_str().unwrap_or_else(|| panic!("no network-status: {pod:#}"));
+    let status: Value = serde_json::from_str(text).unwrap_or_else(|error| panic!("network-status {text:?}: {error}"));
     status.as_array().unwrap().iter().map(|entry| entry["interface"].as_str().unwrap().to_owned()).collect()
+}
+
+/// Applies deploy/base with our image, and waits until the node is ours.
+pub(crate) fn install(node: &Node) {
+    node.import_image(Path::new(env!("CARGO_BIN_EXE_meta-cni")), "meta-cni:latest");
+    node.kubectl(&["apply", "-k", concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/base")], "");
+    wait_for("our configuration is there", 60, || node.path("cni/net.d/00-meta-cni.conflist").exists());
+    node.rolled_out();
 }
 
 /// The files of a directory, with their bytes.
@@ -38,25 +45,23 @@ fn files(directory: &Path) -> BTreeMap<String, Vec<u8>> {
 #[test]
 fn the_daemonset_makes_a_node_ours_and_uninstall_gives_it_back() {
     let _turn = enter();
-    let node = Node::without_us();
+    let node = Node::without_us("daemonset");
     let (net_d, bin) = (node.path("cni/net.d"), node.path("cni/bin"));
     let before = (files(&net_d), files(&bin));
-    node.import_image(Path::new(env!("CARGO_BIN_EXE_meta-cni")), "meta-cni:latest");
-    node.kubectl(&["apply", "-k", &format!("{DEPLOY}/base")], "");
-    wait_for("our configuration is there", 60, || net_d.join("00-meta-cni.conflist").exists());
-    node.kubectl(&["rollout", "status", "daemonset/meta-cni", "-n", "kube-system", "--timeout=60s"], "");
+    install(&node);
 
     node.macvlan("net-a", "10.40.0.0/24");
     node.create(&[pod("one", "net-a"), pod("two", "net-a@data0")]);
     node.wait_ready(&["one", "two"]);
-    assert_eq!(interfaces(&node, "one"), ["eth0", "net1"]);
-    assert_eq!(interfaces(&node, "two"), ["eth0", "data0"]);
+    let of = |pod: &str| interfaces(&node.kubectl(&["get", "pod", pod, "-o", "json"], ""));
+    assert_eq!(of("one"), ["eth0", "net1"]);
+    assert_eq!(of("two"), ["eth0", "data0"]);
 
     // The container is not needed for pods to come and go.
     node.kubectl(&["delete", "daemonset/meta-cni", "-n", "kube-system", "--timeout=60s"], "");
     node.create(&[pod("three", "net-a")]);
     node.wait_ready(&["three"]);
-    assert_eq!(interfaces(&node, "three"), ["eth0", "net1"]);
+    assert_eq!(of("three"), ["eth0", "net1"]);
 
     // Not while pods have networks that nobody else would detach.
     let (done, said) = node.run(&["/opt/cni/bin/meta-cni", "uninstall"], "");

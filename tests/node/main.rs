@@ -8,4 +8,5 @@ mod harness;
 
 mod bed;
 mod daemonset;
+mod fire;
 mod pods;

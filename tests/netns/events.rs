@@ -7,7 +7,9 @@ use std::{
     iter,
     net::{TcpListener, TcpStream},
     process::{Command, Stdio},
+    sync::mpsc,
     thread,
+    time::Duration,
 };
 
 use serde_json::{Value, json};
@@ -108,11 +110,15 @@ fn sent(world: &World, codes: &'static [u16]) -> Vec<(String, Value)> {
     conf["kubeconfig"] = json!("/run/test/kubeconfig");
     let annotations = json!({"k8s.v1.cni.cncf.io/networks": "wrong@a:b"});
     conf["runtimeConfig"] = json!({"io.kubernetes.cri.pod-annotations": annotations});
-    let serve =
-        move |code: &u16| iter::repeat_with(|| listener.accept().unwrap().0).find_map(|stream| answer(stream, *code));
-    let server = thread::spawn(move || codes.iter().filter_map(serve).collect());
+    let (sender, receiver) = mpsc::channel();
+    thread::spawn(move || {
+        for code in codes {
+            let sent = iter::repeat_with(|| listener.accept().unwrap().0).find_map(|stream| answer(stream, *code));
+            sender.send(sent.unwrap()).unwrap();
+        }
+    });
     world.call("ADD", "c1", &world.netns(), &conf).pod("p").fails(7);
-    server.join().unwrap()
+    codes.iter().map(|_| receiver.recv_timeout(Duration::from_secs(20)).expect("another request")).collect()
 }
 
 #[test]

@@ -45,6 +45,9 @@ const TRY: Duration = Duration::from_secs(4);
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
+/// The most events of one call: an annotation may name thousands of networks, and the server is everybody's.
+const MOST: usize = 64;
+
 /// The events of one call.
 #[derive(Debug, Clone)]
 pub struct Events(Arc<Inner>);
@@ -71,6 +74,8 @@ struct Queue(Mutex<State>);
 #[derive(Debug, Default)]
 struct State {
     waiting: VecDeque<Value>,
+    /// How many there were in all.
+    count: usize,
     /// The server takes none from us.
     closed: bool,
 }
@@ -179,7 +184,11 @@ impl Queue {
 
     fn push(&self, event: Value) {
         let mut state = self.lock();
-        if !state.closed {
+        state.count += 1;
+        if state.count == MOST + 1 {
+            tracing::warn!("a pod gets no more than {MOST} events of a call");
+        }
+        if state.count <= MOST && !state.closed {
             state.waiting.push_back(event);
         }
     }
@@ -194,7 +203,9 @@ impl Queue {
 
     /// Gives up what is there and what comes.
     fn close(&self) {
-        *self.lock() = State { waiting: VecDeque::new(), closed: true };
+        let mut state = self.lock();
+        state.waiting.clear();
+        state.closed = true;
     }
 }
 
@@ -274,7 +285,7 @@ impl Handed {
     pub(crate) async fn post(self) {
         let end = Instant::now() + LIFE;
         let server = ApiServer::new(&self.settings.kubeconfig, end);
-        let queue = Queue(Mutex::new(State { waiting: self.events.into(), closed: false }));
+        let queue = Queue(Mutex::new(State { waiting: self.events.into(), ..State::default() }));
         let mut pause = FIRST_PAUSE;
         while let Some(event) = queue.first() {
             let problem = match timeout_at(end.min(Instant::now() + TRY), post_first(&server, &queue, &event)).await {

@@ -46,6 +46,7 @@ impl Node {
         let calls = self.recorder.calls();
         self.recorder.take();
         let devices = calls.iter().map(|call| call.0["conf"]["deviceID"].clone()).collect();
+        calls.iter().for_each(|call| assert_eq!(call.0["conf"]["pciBusID"], call.0["conf"]["deviceID"]));
         (asked, devices)
     }
 

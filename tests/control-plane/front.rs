@@ -20,7 +20,7 @@ use kube::{
     config::{KubeConfigOptions, Kubeconfig},
 };
 use nix::sys::socket::{setsockopt, sockopt};
-use serde_json::json;
+use serde_json::Value;
 
 use crate::bed::Bed;
 
@@ -40,7 +40,17 @@ struct Script {
     method: &'static str,
     next: VecDeque<Answer>,
     always: Option<Answer>,
-    received: Vec<(Instant, String)>,
+    received: Vec<Received>,
+}
+
+/// A request that came.
+#[derive(Debug, Clone)]
+pub(crate) struct Received {
+    pub(crate) at: Instant,
+    /// `METHOD PATH`.
+    pub(crate) request: String,
+    /// With which credentials.
+    pub(crate) authorization: String,
 }
 
 /// The front. It ends with its value.
@@ -72,9 +82,9 @@ impl Front {
         front
     }
 
-    /// A kubeconfig that leads to it.
-    pub(crate) fn kubeconfig(&self) -> PathBuf {
-        Bed::kubeconfig("front", &self.server, &json!({"token": Bed::token()}))
+    /// A kubeconfig that leads to it. It looks at nobody's credentials.
+    pub(crate) fn kubeconfig(&self, user: &Value) -> PathBuf {
+        Bed::kubeconfig("front", &self.server, user)
     }
 
     /// The next requests of a method are answered so; those after them are handed on.
@@ -87,8 +97,8 @@ impl Front {
         *self.script.lock().unwrap() = Script { method, always: Some(answer), ..Script::default() };
     }
 
-    /// The requests of the chosen method so far, `METHOD PATH`, and when they came.
-    pub(crate) fn received(&self) -> Vec<(Instant, String)> {
+    /// The requests of the chosen method so far.
+    pub(crate) fn received(&self) -> Vec<Received> {
         self.script.lock().unwrap().received.clone()
     }
 }
@@ -136,7 +146,12 @@ fn serve(stream: TcpStream, script: &Mutex<Script>, upstream: &Path) {
             let mut script = script.lock().unwrap();
             let concerned = sent.method == script.method;
             if concerned {
-                script.received.push((Instant::now(), format!("{} {}", sent.method, sent.path)));
+                let authorization = sent.headers.iter().find(|(key, _)| key == "authorization");
+                script.received.push(Received {
+                    at: Instant::now(),
+                    request: format!("{} {}", sent.method, sent.path),
+                    authorization: authorization.map(|(_, value)| value.clone()).unwrap_or_default(),
+                });
             }
             script.always.or_else(|| script.next.front().copied()).filter(|_| concerned).inspect(|_| {
                 script.next.pop_front();

@@ -110,6 +110,40 @@ impl Drop for Front {
     }
 }
 
+/// A load balancer that does not look into what it carries: it takes connections and, of the first ones, drops as many as
+/// a test wants; gives its URL.
+pub(crate) fn tunnel(dropped: usize) -> String {
+    let server = Bed::server();
+    let target = server.strip_prefix("https://").unwrap().to_owned();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("https://{}", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for (number, stream) in listener.incoming().map(Result::unwrap).enumerate() {
+            if number < dropped {
+                // Once without a word, once by a reset.
+                if number % 2 == 1 {
+                    reset(&stream);
+                }
+                continue;
+            }
+            let onward = TcpStream::connect(&target).unwrap();
+            for (mut from, mut to) in [(stream.try_clone().unwrap(), onward.try_clone().unwrap()), (onward, stream)] {
+                std::thread::spawn(move || {
+                    let _ = std::io::copy(&mut from, &mut to);
+                    let _ = to.shutdown(std::net::Shutdown::Write);
+                });
+            }
+        }
+    });
+    url
+}
+
+/// Has a connection end by a reset when it is closed.
+fn reset(stream: &TcpStream) {
+    let at_once = nix::libc::linger { l_onoff: 1, l_linger: 0 };
+    setsockopt(&stream.as_fd(), sockopt::Linger, &at_once).unwrap();
+}
+
 /// A request as it was sent.
 struct Sent {
     method: String,
@@ -175,8 +209,7 @@ fn serve(stream: TcpStream, script: &Mutex<Script>, upstream: &Path) {
                 let (code, body) = hand_on(sent, upstream);
                 let whole = text(code, "", &body);
                 writer.write_all(&whole[..whole.len() / 2]).unwrap();
-                let at_once = nix::libc::linger { l_onoff: 1, l_linger: 0 };
-                setsockopt(&writer.as_fd(), sockopt::Linger, &at_once).unwrap();
+                reset(&writer);
                 return;
             }
             Some(Answer::Close) => return,

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::{
     bed::{ApiPod, Bed, NETWORKS, STATUS, definition, handed},
-    front::{Answer, Front},
+    front::{Answer, Front, tunnel},
     harness::{Interface, Recorder},
 };
 
@@ -128,6 +128,20 @@ fn a_status_that_is_never_written_undoes_the_pod_at_the_deadline() {
         assert_eq!(scene.patches(), 1, "{code}");
         scene.bed.assert_undone(&scene.netns);
     }
+}
+
+#[test]
+fn a_load_balancer_that_drops_connections_for_a_while_is_tried_again() {
+    let bed = Bed::enter();
+    bed.macvlans(&[("dropped", 39)]);
+    let conf = bed.conf(&Bed::kubeconfig("tunnel", &tunnel(4), &json!({"token": Bed::token()})));
+    let pod = Bed::pod_with("dropped", "dropped");
+    let netns = bed.world.netns();
+    let asked = Bed::requests(|| drop(bed.call("ADD", &netns, &conf, &pod).ok()));
+    let wanted = ["get pods/dropped", "get network-attachment-definitions/dropped", "patch pods/dropped/status"];
+    assert_eq!(asked, wanted, "what was dropped never reached the server");
+    bed.call("DEL", &netns, &conf, &pod).ok();
+    bed.assert_undone(&netns);
 }
 
 /// The token is renewed, and the former one is no longer accepted, while a pod's plugins are at work.

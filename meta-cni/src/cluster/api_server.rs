@@ -2,6 +2,7 @@
 
 use std::{
     hash::{BuildHasher as _, Hasher as _, RandomState},
+    io::ErrorKind,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -17,7 +18,7 @@ use tokio::{
 
 use super::{
     Pod, PodName, Written,
-    connection::{Connection, Unusable, connect, tls_refused},
+    connection::{Connection, Unusable, connect, is_io},
 };
 use crate::{
     cni::Error,
@@ -35,6 +36,10 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// How long credentials are read anew that are not accepted, or do not belong together: who replaces a certificate and
 /// its key does it one after the other.
 const ROTATION_PATIENCE: Duration = Duration::from_secs(1);
+
+/// How a connection ends that was taken: a load balancer takes it for servers that are just being replaced.
+const BROKEN_OFF: [ErrorKind; 4] =
+    [ErrorKind::ConnectionReset, ErrorKind::ConnectionAborted, ErrorKind::BrokenPipe, ErrorKind::UnexpectedEof];
 
 /// An API server, reached with the credentials of a kubeconfig. The file, and the files that it names, are read in each
 /// process anew, and again when they are not accepted: nothing outlives a rotation.
@@ -211,7 +216,7 @@ enum Failure {
     Status(u16, String),
     /// No answer: from where and why.
     Away(String),
-    /// The connection ended before the answer did.
+    /// There was a connection, which ended before the answer did.
     Broken(String),
     /// One side does not accept the other's certificate.
     Distrusted(String),
@@ -239,10 +244,12 @@ impl Failure {
             connected &= !client.is_some_and(hyper_util::client::legacy::Error::is_connect);
         }
         let text = format!("{server}: {cause}");
-        match (tls_refused(error), connected) {
-            (true, _) => Self::Distrusted(text),
-            (false, true) => Self::Broken(text),
-            (false, false) => Self::Away(text),
+        if is_io(error, &[ErrorKind::InvalidData]) {
+            Self::Distrusted(text)
+        } else if connected || is_io(error, &BROKEN_OFF) {
+            Self::Broken(text)
+        } else {
+            Self::Away(text)
         }
     }
 

@@ -33,6 +33,8 @@ const NEW_POD_PATIENCE: Duration = Duration::from_millis(2500);
 /// After which time a request is sent again, the first time, and at most.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// More than any deadline: what a server asks for beyond it makes no difference, and must not be added to a time.
+const LONGEST_REQUESTED_PAUSE: Duration = Duration::from_secs(24 * 3600);
 /// How long credentials are read anew that are not accepted, or do not belong together: who replaces a certificate and
 /// its key does it one after the other.
 const ROTATION_PATIENCE: Duration = Duration::from_secs(1);
@@ -180,7 +182,8 @@ impl ApiServer {
         let message = object.ok().and_then(|status| Some(status["message"].as_str()?.to_owned()));
         let message = message.unwrap_or_else(|| String::from_utf8_lossy(&answer).trim().chars().take(300).collect());
         let asks = head.headers.get(header::RETRY_AFTER).and_then(|seconds| seconds.to_str().ok()?.parse().ok());
-        Err((Failure::Status(head.status.as_u16(), message), Duration::from_secs(asks.unwrap_or_default())))
+        let asks = Duration::from_secs(asks.unwrap_or_default()).min(LONGEST_REQUESTED_PAUSE);
+        Err((Failure::Status(head.status.as_u16(), message), asks))
     }
 
     async fn connected(&self) -> Result<Arc<Connection>, Failure> {

@@ -91,6 +91,8 @@ pub const RUN_DIR: &str = "/run/meta-cni";
 const READINESS_TIMEOUT: Duration = Duration::from_secs(30);
 const ADD_TIMEOUT: Duration = Duration::from_secs(100);
 const DEL_TIMEOUT: Duration = Duration::from_secs(60);
+/// A time that can be added to any other.
+const LONGEST_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
 
 /// Which events a pod gets (`events`).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -193,7 +195,7 @@ impl Settings {
         let seconds = |key, default: Duration| -> Result<Duration, Error> {
             match conf.get::<u64>(key)? {
                 Some(0) => Err(Error::Config(format!("\"{key}\" must be at least 1 second"))),
-                value => Ok(value.map_or(default, Duration::from_secs)),
+                value => Ok(value.map_or(default, |value| Duration::from_secs(value).min(LONGEST_TIMEOUT))),
             }
         };
         let settings = Self {

@@ -8,7 +8,7 @@ use tokio::time::{Instant, timeout};
 
 use super::{
     Engine,
-    builtin::{Addresses, Announcements},
+    builtin::{Addresses, Announcements, as_the_chain_left_it},
     open_netns,
     record::{Call, Entry, Record, Stage, new_record},
     request::Request,
@@ -203,6 +203,10 @@ impl Engine {
             Err(error) if !builtin => self.add_again(&list, error, &scene).await?,
             made => made?,
         };
+        let mut result = result;
+        if list.plugins.len() > 1 {
+            as_the_chain_left_it(record, netns, &mut result).await?;
+        }
         record.result = value;
         if !record.primary {
             record.stage = Stage::Done;

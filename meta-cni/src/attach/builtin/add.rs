@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use sandbox::{Dad, IfName, Netns, NewAddress, RouteSpec, Rtnl, configure, read_back_of};
+use sandbox::{Dad, IfName, Links as _, Netns, NewAddress, RouteSpec, Rtnl, configure, read_back_of};
 use sriov::{Owner, SriovCni, attach, find, is_owner_alias};
 
 use super::{
@@ -116,6 +116,20 @@ impl Engine {
         }
         Ok(Addresses { ips: result.ips, routes: result.routes, dns: result.dns })
     }
+}
+
+/// Takes the MTU of a VF from the kernel: the plugin `tuning` changes it behind `sriov` and does not say so.
+pub(in crate::attach) async fn as_the_chain_left_it(
+    record: &Record,
+    netns: &Netns,
+    result: &mut CniResult,
+) -> Result<(), Error> {
+    let told = result.interfaces.iter_mut().find(|told| told.name == record.interface && told.mtu.is_some());
+    let Some(told) = told else { return Ok(()) };
+    if let Some(link) = Rtnl::open(netns)?.by_name(&record.interface).await? {
+        told.mtu = Some(link.mtu);
+    }
+    Ok(())
 }
 
 /// What the kernel would take, and nobody could speak with.

@@ -27,6 +27,7 @@ use crate::{
     network::Attachment,
     settings::{CNI_KEYS, judge},
 };
+pub(super) use add::as_the_chain_left_it;
 pub(super) use addresses::Addresses;
 use addresses::BuiltinIpam;
 pub(super) use announce::Announcements;

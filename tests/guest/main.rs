@@ -23,6 +23,7 @@ mod eviction;
 mod executed_ipam;
 mod face;
 mod kinds;
+mod matrix;
 mod multus;
 mod node;
 mod ownership;

@@ -27,6 +27,7 @@ mod face;
 mod howto;
 mod kinds;
 mod many;
+mod matrix;
 mod multus;
 mod node;
 mod ownership;

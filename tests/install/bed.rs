@@ -205,8 +205,9 @@ impl Node {
         let mut conf = list["plugins"][0].clone();
         conf["name"] = list["name"].clone();
         conf["cniVersion"] = list["cniVersion"].clone();
+        // Ours is where we were told to put it, the others are in the runtime's directory.
+        let program = Path::new(conf["binDir"].as_str().unwrap()).join(conf["type"].as_str().unwrap());
         conf["binDir"] = json!(self.bin);
-        let program = self.bin.join(conf["type"].as_str().unwrap());
         self.world.call(verb, pod, netns, &conf).program(&program).pod(pod)
     }
 }

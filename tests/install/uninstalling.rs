@@ -80,7 +80,10 @@ fn pods_with_networks_are_listed_and_keep_us_on_the_node() {
         node.world.call("ADD", "plain", &netns[2], &conf).pod("plain").ok();
         conf
     };
+    let ours = fs::metadata(OURS).unwrap().ino();
     let text = node.refuses("uninstall", &[], 1);
+    // Not even for a moment.
+    assert_eq!(fs::metadata(OURS).unwrap().ino(), ours);
     for part in [
         "2 networks of living pods",
         "default/p: default/net-a as net1",
@@ -114,6 +117,25 @@ fn pods_with_networks_are_listed_and_keep_us_on_the_node() {
     node.world.assert_clean();
     node.uninstall(&[]);
     assert!(!Path::new(STATE).exists());
+}
+
+#[test]
+fn directories_are_found_by_our_conf_whatever_the_command_line_says() {
+    let node = Node::new();
+    let before = node.tree();
+    node.install(&["--state-dir", "/var/lib/cni/other", "--cni-bin-dir", "/run/test/other-bin"]);
+    assert!(Path::new("/run/test/other-bin/meta-cni").exists());
+    let netns = node.world.netns();
+    node.add("p", &netns);
+    assert!(node.refuses("uninstall", &[], 1).contains("default/p"));
+    node.del("p", &netns);
+    for pool in ["podnet", "net-a"] {
+        fs::remove_dir_all(format!("/var/lib/cni/networks/{pool}")).unwrap();
+    }
+    node.uninstall(&[]);
+    let _ = fs::remove_dir("/var/lib/cni/networks");
+    assert!(!Path::new("/run/test/other-bin/meta-cni").exists());
+    assert_eq!(node.tree(), before);
 }
 
 #[test]

@@ -89,6 +89,11 @@ impl Node {
         fs::hard_link(&self.program, self.bin.join("meta-cni")).unwrap();
     }
 
+    /// Whether the program that is installed is the one that installs.
+    pub(crate) fn has_own_program(&self) -> bool {
+        fs::read(self.bin.join("meta-cni")).unwrap() == fs::read(&self.program).unwrap()
+    }
+
     pub(crate) fn program(&self) -> &Path {
         &self.program
     }

@@ -40,6 +40,25 @@ impl std::ops::Deref for Turn {
     }
 }
 
+/// Installs us on the node that is to be, as a container does that sees the node's directories below a prefix.
+fn install(directory: &Path) {
+    let root = directory.join("root");
+    for (place, target) in [("etc/cni/net.d", "cni/net.d"), ("opt/cni/bin", "cni/bin"), ("var/lib/cni", "var/lib/cni")]
+    {
+        let link = root.join(place);
+        fs::create_dir_all(link.parent().unwrap()).unwrap();
+        std::os::unix::fs::symlink(directory.join(target), link).unwrap();
+    }
+    // Credentials are given when there is a server to give them.
+    let own = json!({"kubeconfig": directory.join("meta.kubeconfig"), "logFile": directory.join("meta-cni.log")});
+    fs::write(directory.join("own.json"), own.to_string()).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_meta-cni"));
+    command.args(["install", "--node-name", "node-1", "--host-root"]).arg(root);
+    command.arg("--config").arg(directory.join("own.json")).env_remove("CNI_COMMAND");
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
 /// Waits for its turn; the first test starts the node. Of a test that failed, its pods are removed.
 pub(crate) fn enter() -> Turn {
     let mut node = NODE.lock().unwrap_or_else(|poisoned| {
@@ -57,34 +76,23 @@ pub(crate) fn enter() -> Turn {
 impl Node {
     fn start() -> Self {
         let directory = fresh_directory();
-        for name in ["cni/net.d", "cni/bin", "primary"] {
+        for name in ["cni/net.d", "cni/bin", "var/lib/cni"] {
             fs::create_dir_all(directory.join(name)).unwrap();
         }
         let bin = directory.join("cni/bin");
         for plugin in ["loopback", "bridge", "host-local", "macvlan"] {
             fs::copy(beds().join("plugins/reference").join(plugin), bin.join(plugin)).unwrap();
         }
-        fs::copy(env!("CARGO_BIN_EXE_meta-cni"), bin.join("meta-cni")).unwrap();
         let write = |name: &str, value: &Value| fs::write(directory.join(name), value.to_string()).unwrap();
         write(
-            "primary/10-bridge.conflist",
+            "cni/net.d/10-bridge.conflist",
             &json!({
                 "cniVersion": "1.0.0", "name": "podnet",
                 "plugins": [{"type": "bridge", "bridge": "cni0", "isGateway": true, "isDefaultGateway": true,
                              "ipam": {"type": "host-local", "ranges": [[{"subnet": "10.98.0.0/24"}]]}}]
             }),
         );
-        write(
-            "cni/net.d/00-meta-cni.conflist",
-            &json!({
-                "cniVersion": "1.0.0", "name": "meta",
-                "plugins": [{
-                    "type": "meta-cni", "capabilities": {"io.kubernetes.cri.pod-annotations": true}, "nodeName": "node-1",
-                    "clusterNetwork": directory.join("primary/10-bridge.conflist"),
-                    "kubeconfig": directory.join("meta.kubeconfig"), "logFile": directory.join("meta-cni.log"),
-                }]
-            }),
-        );
+        install(&directory);
         let node = Self { _child: up(&directory), directory };
         node.give_credentials();
         for arguments in ["link add uplink type veth peer name wire", "link set uplink up", "link set wire up"] {

@@ -60,25 +60,23 @@ pub(super) async fn watch(mut installer: Installer) -> Result<Answer, Failure> {
         let places: Vec<PathBuf> = own.into_iter().chain(listened.into_iter().map(Path::to_owned)).collect();
         let deaf = ears.as_ref().is_none_or(|ears| !ears.listen(&places));
         let leave = is_contested(&mut takes);
-        let (back, outcome) = tokio::select! {
+        let (back, report, problem) = tokio::select! {
             () = stop.asked() => return Ok(ended()),
             done = in_a_thread(installer, leave) => done?,
         };
         installer = back;
-        let worked = match outcome {
-            Ok(report) => {
-                installed = true;
-                takes.extend(report.taken.then(Instant::now));
-                said.report(&report, leave);
-                !report.done.is_empty()
-            }
+        takes.extend(report.taken.then(Instant::now));
+        said.report(&report, leave);
+        let worked = !report.done.is_empty() || problem.is_some();
+        match problem {
             // Somebody has to mend it: whoever started us is to see that, and starts us again.
-            Err(error) if !installed && !may_come(&error) => return Err(Failure::Failed(error)),
-            Err(error) => {
-                said.problem(&error);
-                true
+            Some(error) if !installed && !may_come(&error) => return Err(Failure::Failed(error)),
+            Some(error) => said.problem(&error),
+            None => {
+                installed = true;
+                said.all_is_well();
             }
-        };
+        }
         let wait = async {
             if worked {
                 sleep(pause).await;
@@ -122,14 +120,14 @@ fn is_contested(takes: &mut VecDeque<Instant>) -> bool {
 }
 
 /// Makes a pass in a thread: whoever ends us does not wait for it, and it may end anywhere.
-async fn in_a_thread(mut installer: Installer, leave: bool) -> Result<(Installer, Result<Report, Error>), Error> {
+async fn in_a_thread(mut installer: Installer, leave: bool) -> Result<(Installer, Report, Option<Error>), Error> {
     let (tell, told) = oneshot::channel();
     std::thread::Builder::new()
         .name("install".to_owned())
         .spawn(move || {
-            let outcome = installer.pass(leave);
+            let (report, problem) = installer.pass(leave);
             // Nobody listens any more: we are being ended.
-            let _ = tell.send((installer, outcome));
+            let _ = tell.send((installer, report, problem));
         })
         .map_err(|source| Error::io("start", "a thread", source))?;
     told.await.map_err(|_| Error::io("run", "the installer's thread", io::Error::other("it ended without an answer")))
@@ -178,6 +176,9 @@ impl Said {
             );
         }
         self.contested = contested;
+    }
+
+    fn all_is_well(&mut self) {
         if !std::mem::take(&mut self.problem).is_empty() {
             tracing::info!("all is in place again");
         }

@@ -76,16 +76,14 @@ fn entries_of<'a>(attached: &'a Attached<'a>) -> Vec<Entry<'a>> {
     match inside[..] {
         // Old results have no interfaces: the name that was asked for is the name.
         [] => vec![of(all(), attached.interface, "", None, true)],
-        [only] => {
-            let interface = &result.interfaces[only];
-            vec![of(all(), &interface.name, &interface.mac, interface.mtu, true)]
-        }
         _ => inside
             .iter()
             .map(|&at| {
                 let interface = &result.interfaces[at];
                 let last = inside.last() == Some(&at);
-                let own = |ip: &&crate::cni::Ip| ip.interface == Some(at) || (last && ip.interface.is_none());
+                // An address of the host's end is not the pod's; one that leads to no interface is as good as none.
+                let place = |ip: &crate::cni::Ip| ip.interface.filter(|index| *index < result.interfaces.len());
+                let own = |ip: &&crate::cni::Ip| place(ip) == Some(at) || (last && place(ip).is_none());
                 let ips = result.ips.iter().filter(own).map(|ip| ip.address.addr()).collect();
                 of(ips, &interface.name, &interface.mac, interface.mtu, inside[0] == at)
             })
@@ -101,6 +99,29 @@ mod tests {
 
     fn result(value: Value) -> CniResult {
         serde_json::from_value(value).unwrap()
+    }
+
+    #[test]
+    fn an_address_of_the_hosts_end_is_not_the_pods_and_one_of_no_interface_is() {
+        let told = |interfaces: Value| {
+            let ips = json!([{"interface": 0, "address": "10.1.0.1/24"}, {"interface": 1, "address": "10.1.0.5/24"},
+                             {"interface": 9, "address": "10.1.0.6/24"}]);
+            let result = result(json!({"interfaces": interfaces, "ips": ips}));
+            let attached = Attached {
+                network: "cbr0",
+                interface: "eth0",
+                primary: true,
+                result: &result,
+                default_gateways: Vec::new(),
+                device_info: None,
+            };
+            let entries: Value = serde_json::from_str(&render(&[attached])).unwrap();
+            entries.as_array().unwrap().iter().map(|entry| entry["ips"].clone()).collect::<Vec<_>>()
+        };
+        let inside = |name| json!({"name": name, "sandbox": "/ns"});
+        assert_eq!(told(json!([{"name": "cni0"}, inside("eth0")])), [json!(["10.1.0.5", "10.1.0.6"])]);
+        assert_eq!(told(json!([inside("a"), inside("b")])), [json!(["10.1.0.1"]), json!(["10.1.0.5", "10.1.0.6"])]);
+        assert_eq!(told(json!([])), [json!(["10.1.0.1", "10.1.0.5", "10.1.0.6"])]);
     }
 
     #[test]

@@ -35,6 +35,7 @@ use crate::{
     settings::Settings,
 };
 use lock::SandboxLock;
+pub use primary::subnet_of;
 use record::{Call, Record, Records};
 
 /// Everything that the verbs of one call share.

@@ -62,7 +62,7 @@ pub(super) fn bridge_of(list: &PluginList) -> Option<String> {
 
 /// `FLANNEL_SUBNET` of a subnet file: the bridge's address with its prefix.
 #[must_use]
-pub(super) fn subnet_of(text: &str) -> Option<ipnet::IpNet> {
+pub fn subnet_of(text: &str) -> Option<ipnet::IpNet> {
     text.lines().find_map(|line| line.trim().strip_prefix("FLANNEL_SUBNET=")?.parse().ok())
 }
 

@@ -169,6 +169,33 @@ async fn call(grpc: &mut tonic::client::Grpc<Channel>) -> Result<v1::ListPodReso
     Ok(grpc.unary(Request::new(v1::ListPodResourcesRequest {}), path, codec).await?.into_inner())
 }
 
+/// An answer to List, as it is on the wire. The client reads its own; this is for who has the message alone.
+#[derive(Debug, Clone)]
+pub struct Listed(v1::ListPodResourcesResponse);
+
+impl Listed {
+    /// Reads the message, without gRPC's five bytes before it.
+    ///
+    /// # Errors
+    /// [`Error::Decode`].
+    pub fn decode(message: &[u8]) -> Result<Self, Error> {
+        let read = prost::Message::decode(message);
+        read.map(Self).map_err(|problem| Error::decode("kubelet's list of the pods' devices", problem))
+    }
+
+    /// The devices of a pod.
+    #[must_use]
+    pub fn devices(&self, pod: &PodName) -> Devices {
+        of_pod(pod, self.0.clone())
+    }
+
+    /// To whom kubelet gives a device.
+    #[must_use]
+    pub fn holders(&self, device: &str, pod: &PodName) -> Holders {
+        listed_holders(device, pod, self.0.clone())
+    }
+}
+
 fn of_pod(pod: &PodName, answer: v1::ListPodResourcesResponse) -> Devices {
     let mut devices = Devices::default();
     for found in

@@ -11,7 +11,7 @@ use ipam::{Error, Owner, Pool, Prior, RawIpam, Request, StaticAddresses, StaticR
 use ipnet::IpNet;
 use meta_cni::{
     cluster::{Cluster, PodName},
-    cni::{Asked, CniArgs, Object, PluginList, RECURSION_MARK, check_network_name, ips_of_args, names_meta_plugin},
+    cni::{Asked, CniArgs, Object, PluginList, check_network_name, ips_of_args, names_meta_plugin},
     network::{CallScene, Definition, Network, Selection, plan, selection},
     node::Sources,
     settings::Settings,
@@ -173,8 +173,6 @@ pub(crate) fn stdin(data: &[u8]) {
     let (head, stdin) = end.map_or((data, &[][..]), |at| (&data[..at], &data[at + 2..]));
     let Some(head) = text(head).filter(|head| !head.contains('\0')) else { return };
     let env: BTreeMap<&str, &str> = head.lines().filter_map(|line| line.split_once('=')).collect();
-    // The mark means that we called ourselves.
-    assert_ne!(RECURSION_MARK, "");
     let Ok(Asked::Call(call)) = Asked::read(|key| env.get(key).map(|value| (*value).to_owned()), stdin) else { return };
     check_network_name(&call.conf.text("name").expect("a text")).expect("the name of a network");
     if !call.container.is_empty() || !call.if_name.is_empty() {

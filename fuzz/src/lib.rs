@@ -39,8 +39,8 @@ macro_rules! targets {
 }
 
 targets! {
-    /// `k8s.v1.cni.cncf.io/networks`, and what is attached by it.
-    annotation in asked, 8000 bytes a byte;
+    /// `k8s.v1.cni.cncf.io/networks`, and what is attached by it: a network of two bytes has its configuration made here.
+    annotation in asked, 20000 bytes a byte;
     /// `spec.config` of a definition.
     definition in asked, 2000 bytes a byte;
     /// YAML of a manifest directory.

@@ -36,6 +36,7 @@ use crate::{
     settings::Settings,
 };
 use lock::SandboxLock;
+pub use primary::subnets_of;
 use record::{Call, Record, Records};
 
 /// Everything that the verbs of one call share.

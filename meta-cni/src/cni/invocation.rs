@@ -154,7 +154,11 @@ fn is_word(text: &str) -> bool {
         && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-'))
 }
 
-fn check_container_id(id: &str) -> Result<(), Error> {
+/// Checks the ID of a container (libcni `ValidateContainerID`).
+///
+/// # Errors
+/// [`Error::Environment`] with libcni's text.
+pub fn check_container_id(id: &str) -> Result<(), Error> {
     if is_word(id) { Ok(()) } else { Err(Error::Environment(format!("invalid characters in containerID: {id}"))) }
 }
 
@@ -169,7 +173,8 @@ pub fn check_network_name(name: &str) -> Result<(), Error> {
     if is_word(name) { Ok(()) } else { Err(Error::Config(format!("invalid characters found in network name: {name}"))) }
 }
 
-/// Checks the name of an interface (libcni `ValidateInterfaceName`, the kernel's `dev_valid_name`).
+/// Checks the name of an interface (libcni `ValidateInterfaceName`, the kernel's `dev_valid_name`), and that it is no
+/// pattern: by `dev%d` the kernel would choose a name, and we would not know it.
 ///
 /// # Errors
 /// A text that says what is wrong with it.
@@ -188,6 +193,9 @@ pub fn check_interface_name(name: &str) -> Result<(), String> {
     }
     if name.contains(|c: char| c == '/' || c == ':' || c.is_whitespace()) {
         return Err(format!("interface name contains / or : or whitespace characters: \"{name}\""));
+    }
+    if name.contains(|c: char| c == '%' || c.is_control()) {
+        return Err(format!("interface name contains % or control characters: {name:?}"));
     }
     Ok(())
 }

@@ -19,7 +19,9 @@ pub use chain::Scene;
 pub use conf::{Plugin, PluginList, files_in, names_meta_plugin};
 pub use error::Error;
 pub use exec::find_plugin;
-pub use invocation::{Asked, Command, Invocation, RECURSION_MARK, check_interface_name, check_network_name};
+pub use invocation::{
+    Asked, Command, Invocation, RECURSION_MARK, check_container_id, check_interface_name, check_network_name,
+};
 pub use ipam::{IPAM_CLAIM, ips_of_args, refuse_claim, refuse_several_of_a_family};
 use ledger::boot_ticks;
 pub use ledger::{Ledger, Note, ProcessGroup};

@@ -13,6 +13,7 @@ mod deletion;
 mod engine;
 mod face;
 mod forms;
+mod logs;
 mod multus;
 mod primary;
 mod reboot;

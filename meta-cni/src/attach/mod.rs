@@ -73,7 +73,7 @@ impl Engine {
         Ok(Self {
             face,
             records: Records::of(&layout),
-            cluster: Cluster::of(&settings, deadline),
+            cluster: Cluster::of(&settings, deadline).traced(&invocation.trace),
             boot_id: boot_id()?,
             layout,
             settings,
@@ -127,6 +127,7 @@ impl Engine {
             runtime_config: record.runtime_object(),
             deadline: self.deadline,
             ledger: self.lock.as_ref().map(|lock| lock.ledger()),
+            trace: self.invocation.trace.clone(),
         }
     }
 
@@ -141,6 +142,7 @@ impl Engine {
             runtime_config: self.invocation.conf.get("runtimeConfig").ok().flatten().unwrap_or_default(),
             deadline: self.deadline,
             ledger: self.lock.as_ref().map(|lock| lock.ledger()),
+            trace: self.invocation.trace.clone(),
         }
     }
 }

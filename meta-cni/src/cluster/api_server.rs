@@ -25,7 +25,7 @@ use tower::ServiceBuilder;
 
 use super::{Pod, PodName, Written, dns::Resolver};
 use crate::{
-    cni::Error,
+    cni::{Error, TRACEPARENT, Trace},
     network::{Definition, network_status::STATUS_ANNOTATION},
 };
 
@@ -46,6 +46,8 @@ const RETRIES: u32 = 5;
 pub struct ApiServer {
     kubeconfig: PathBuf,
     deadline: Instant,
+    /// What the requests are part of.
+    pub(super) trace: Trace,
     connection: OnceCell<Connection>,
 }
 
@@ -63,7 +65,7 @@ impl std::fmt::Debug for ApiServer {
 
 impl ApiServer {
     pub(super) fn new(kubeconfig: &Path, deadline: Instant) -> Self {
-        Self { kubeconfig: kubeconfig.to_owned(), deadline, connection: OnceCell::new() }
+        Self { kubeconfig: kubeconfig.to_owned(), deadline, trace: Trace::None, connection: OnceCell::new() }
     }
 
     pub(super) async fn pod(&self, pod: &PodName) -> Result<Pod, Error> {
@@ -126,7 +128,10 @@ impl ApiServer {
         let body = patch.map(|patch| patch.to_string().into_bytes()).unwrap_or_default();
         let mut pause = FIRST_PAUSE;
         for attempt in 0.. {
-            let request = Request::builder()
+            let span = self.trace.span();
+            let request = span
+                .iter()
+                .fold(Request::builder(), |request, span| request.header(TRACEPARENT, &span.parent))
                 .method(method.clone())
                 .uri(path)
                 .header(header::ACCEPT, accept)

@@ -10,7 +10,7 @@ use serde_json::Value;
 use tokio::time::Instant;
 
 use crate::{
-    cni::{CniArgs, Error},
+    cni::{CniArgs, Error, Trace},
     network::Definition,
     settings::Settings,
 };
@@ -101,10 +101,29 @@ impl Cluster {
         }
     }
 
+    /// The same cluster, which is told of the trace that its requests are part of.
+    #[must_use]
+    pub fn traced(mut self, trace: &Trace) -> Self {
+        if let Self::ApiServer(server) = &mut self {
+            server.trace.clone_from(trace);
+        }
+        self
+    }
+
     /// Whether pods can be asked for.
     #[must_use]
     pub fn is_there(&self) -> bool {
         !matches!(self, Self::None)
+    }
+
+    /// What it is, in a word.
+    #[must_use]
+    pub fn title(&self) -> &'static str {
+        match self {
+            Self::ApiServer(_) => "API server",
+            Self::Manifests(_) => "manifests",
+            Self::None => "nobody",
+        }
     }
 
     /// A pod's UID and annotations.

@@ -1,0 +1,527 @@
+//! The log: a line a step, whole lines from many processes at once, rotation, traces; and what never gets into it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs::{self, File, Permissions},
+    io::Write as _,
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink},
+    path::Path,
+};
+
+use nix::mount::{MsFlags, mount};
+use serde_json::{Value, json};
+
+use crate::harness::{Call, Recorder, Which, World, names, trace};
+
+const DIRECTORY: &str = "/run/test/log";
+const LOG: &str = "/run/test/log/meta.log";
+
+/// A node whose networks are recording plugins, and whose log is a file; pod "p" asks for two networks.
+fn logging_world() -> (World, Recorder, Value) {
+    let world = World::new();
+    fs::create_dir_all(DIRECTORY).unwrap();
+    let recorder = Recorder::install(&world.bin, &["first", "second", "net-x", "net-y"]);
+    let primary = world.primary(&json!({
+        "cniVersion": "1.0.0", "name": "main", "plugins": [{"type": "first"}, {"type": "second"}]
+    }));
+    world.definition("x", &json!({"cniVersion": "1.0.0", "type": "net-x"}));
+    world.definition("y", &json!({"cniVersion": "1.0.0", "type": "net-y"}));
+    world.pod("p", "x,y");
+    let mut conf = world.conf(&primary);
+    conf["logFile"] = json!(LOG);
+    (world, recorder, conf)
+}
+
+type Line = BTreeMap<String, Value>;
+
+/// A line of either form; panics unless it is whole.
+fn parse(line: &str) -> Line {
+    if line.starts_with('{') {
+        return serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+    }
+    let mut fields = Line::new();
+    let mut rest = line;
+    while !rest.is_empty() {
+        let (key, after) = rest.split_once('=').unwrap_or_else(|| panic!("no key: {rest:?} in {line}"));
+        assert!(key.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_'), "{key:?} in {line}");
+        let value;
+        (value, rest) = if after.starts_with('"') {
+            let mut values = serde_json::Deserializer::from_str(after).into_iter::<String>();
+            let text = values.next().unwrap().unwrap_or_else(|error| panic!("{error}: {line}"));
+            (text, &after[values.byte_offset()..])
+        } else {
+            let (text, after) = after.split_at(after.find(' ').unwrap_or(after.len()));
+            (text.to_owned(), after)
+        };
+        assert!(fields.insert(key.to_owned(), json!(value)).is_none(), "{key} twice: {line}");
+        rest = rest.strip_prefix(' ').unwrap_or(rest);
+    }
+    fields
+}
+
+/// The lines of a file, which must all be whole.
+fn lines(path: impl AsRef<Path>) -> Vec<Line> {
+    let text = fs::read_to_string(path).unwrap();
+    assert!(text.is_empty() || text.ends_with('\n'), "{text}");
+    text.lines().map(parse).collect()
+}
+
+/// The lines of all files, the oldest first.
+fn all_lines() -> Vec<Line> {
+    let mut files = names(DIRECTORY);
+    // The present one is the last.
+    files.sort_by_key(|name| (name == "meta.log", name.clone()));
+    files.iter().flat_map(|name| lines(Path::new(DIRECTORY).join(name))).collect()
+}
+
+/// What `STEP NETWORK INTERFACE PLUGIN` say, as far as they are there.
+fn short(line: &Line) -> String {
+    let parts = ["step", "network", "interface", "command", "plugin"];
+    parts.iter().filter_map(|key| line.get(*key)?.as_str()).collect::<Vec<_>>().join(" ")
+}
+
+fn take() -> Vec<Line> {
+    let found = lines(LOG);
+    fs::remove_file(LOG).unwrap();
+    found
+}
+
+const OF_ADD: [&str; 11] = [
+    "begin",
+    "pod",
+    "decide",
+    "plugin main eth0 ADD first",
+    "plugin main eth0 ADD second",
+    "attach main eth0",
+    "plugin default/x net1 ADD net-x",
+    "attach default/x net1",
+    "plugin default/y net2 ADD net-y",
+    "attach default/y net2",
+    "status",
+];
+const OF_DEL: [&str; 7] = [
+    "plugin default/y net2 DEL net-y",
+    "detach default/y net2",
+    "plugin default/x net1 DEL net-x",
+    "detach default/x net1",
+    "plugin main eth0 DEL second",
+    "plugin main eth0 DEL first",
+    "detach main eth0",
+];
+
+#[test]
+fn each_step_of_a_call_is_one_line_in_either_form() {
+    let (world, recorder, mut conf) = logging_world();
+    for format in ["text", "json"] {
+        conf["logFormat"] = json!(format);
+        let netns = world.netns();
+        let call = |verb| world.call(verb, "c1", &netns, &conf).pod("p");
+        let outcome = call("ADD").run();
+        assert_eq!((outcome.code, outcome.stderr.as_str()), (0, ""), "steps are for the file alone");
+        assert_eq!(fs::metadata(LOG).unwrap().permissions().mode() & 0o777, 0o600);
+        let add = take();
+        assert_eq!(add.iter().map(short).collect::<Vec<_>>(), [&OF_ADD[..], &["reply"]].concat());
+        for (position, line) in add.iter().enumerate() {
+            let common =
+                ["level", "verb", "pod", "uid", "container", "conf", "ifname"].map(|key| line[key].as_str().unwrap());
+            assert_eq!(common, ["INFO", "ADD", "default/p", "uid-p", "c1", "meta", "eth0"], "{line:?}");
+            let time = line["time"].as_str().unwrap();
+            assert!(time.len() == 24 && time.ends_with('Z') && time.as_bytes()[19] == b'.', "{time}");
+            assert!(!line.contains_key("trace_id") && line["msg"].is_string(), "{line:?}");
+            let ms = line.get("ms").map(|ms| ms.as_f64().or_else(|| ms.as_str()?.parse().ok()).unwrap());
+            assert!(ms.is_some_and(|ms| ms > 0.0) == (position > 0), "{line:?}");
+            assert_eq!(line.get("ms").is_some_and(Value::is_number), format == "json" && position > 0);
+        }
+        assert_eq!(add[1]["source"], "manifests");
+        assert_eq!(add[2]["networks"], "main as eth0, default/x as net1, default/y as net2");
+
+        // These plugins make no interface, and only the primary must have one.
+        call("CHECK").fails(101);
+        let check: Vec<String> = take().iter().map(short).collect();
+        let checks = ["check main eth0", "check default/x net1", "check default/y net2"];
+        assert!(checks.iter().all(|wanted| check.iter().any(|line| line == wanted)), "{check:?}");
+        call("DEL").ok();
+        let del: Vec<String> = take().iter().map(short).collect();
+        assert_eq!(del, [&["begin"], &OF_DEL[..], &["reply"]].concat());
+        call("DEL").ok();
+        let again = take();
+        assert_eq!(again[1]["msg"], "nothing is recorded of this call");
+
+        // One that fails tells which network, and that the others were undone.
+        recorder.behave("net-y", "ADD", r#"echo '{"code":42,"msg":"no room","details":"at all"}'; exit 1"#);
+        call("ADD").fails(42);
+        let failed = take();
+        let steps: Vec<String> = failed.iter().map(short).collect();
+        assert_eq!(steps, [&OF_ADD[..10], &OF_DEL[..], &["reply"]].concat());
+        assert!(failed[9]["msg"] == "not attached" && failed[9]["error"].as_str().unwrap().contains("no room"));
+        let reply = failed.last().unwrap();
+        assert_eq!((&reply["level"], &reply["details"]), (&json!("ERROR"), &json!("at all")));
+        assert!(reply["code"] == 42 || reply["code"] == "42", "{reply:?}");
+        recorder.relax("net-y", "ADD");
+        world.assert_clean();
+    }
+}
+
+#[test]
+fn the_level_says_how_much_and_status_is_no_line_by_default() {
+    let (world, _, mut conf) = logging_world();
+    conf["cniVersion"] = json!("1.1.0");
+    let status = |conf: &Value| drop(world.call("STATUS", "", "", conf).ok());
+    status(&conf);
+    assert!(take().is_empty(), "the runtime asks every few seconds");
+    conf["logLevel"] = json!("debug");
+    let outcome = world.call("STATUS", "", "", &conf).run();
+    let found = take();
+    assert_eq!(found.first().map(short).as_deref(), Some("begin"));
+    assert_eq!(outcome.stderr.lines().map(parse).collect::<Vec<_>>(), found, "both have what was asked for");
+    conf["logToStderr"] = json!(false);
+    conf["logLevel"] = json!("panic");
+    let netns = world.netns();
+    let mut wrong = conf.clone();
+    wrong["unknown"] = json!(1);
+    let outcome = world.call("ADD", "c1", &netns, &wrong).pod("p").run();
+    assert_eq!((outcome.code, outcome.stderr.as_str()), (0, ""));
+    assert!(take().is_empty(), "a warning is less than an error");
+    world.call("ADD", "c1", &netns, &conf).pod("p").fails(7);
+    assert_eq!(take().iter().map(short).collect::<Vec<_>>(), ["reply"]);
+}
+
+/// A call that fails at once, with lines longer than what a pipe takes in one piece.
+fn long_call(world: &World, container: &str, conf: &Value) -> Call {
+    let netns = format!("/run/{}", "long-name/".repeat(380));
+    world.call("ADD", container, &netns, conf).pod("p")
+}
+
+#[test]
+fn fifty_processes_at_once_write_whole_lines_and_lose_none() {
+    const MAX: u64 = 104_857;
+    let (world, _, mut conf) = logging_world();
+    conf["logOptions"] = json!({"maxSize": 0.1, "maxBackups": 0});
+    conf["logToStderr"] = json!(false);
+    let storm = |round: &str, conf: &Value| {
+        let containers: Vec<String> = (0..50).map(|number| format!("{round}-{number}")).collect();
+        let children: Vec<_> = containers.iter().map(|name| long_call(&world, name, conf).start()).collect();
+        for child in children {
+            assert_eq!(child.wait_with_output().unwrap().status.code(), Some(1));
+        }
+        containers
+    };
+    let mut wanted = Vec::new();
+    for round in ["a", "b", "c"] {
+        for container in storm(round, &conf) {
+            wanted.extend(["begin", "reply"].map(|step| (container.clone(), step.to_owned())));
+        }
+    }
+    let mut found: Vec<(String, String)> = all_lines()
+        .iter()
+        .map(|line| ["container", "step"].map(|key| line[key].as_str().unwrap().to_owned()).into())
+        .collect();
+    found.sort();
+    wanted.sort();
+    assert_eq!(found, wanted);
+    let backups: Vec<String> = names(DIRECTORY).into_iter().filter(|name| name != "meta.log").collect();
+    assert!(backups.len() >= 10, "{backups:?}");
+    for name in &backups {
+        let found = fs::metadata(Path::new(DIRECTORY).join(name)).unwrap();
+        assert!(found.len() + 10_000 > MAX, "{name} was put aside with {} bytes", found.len());
+        assert_eq!(found.permissions().mode() & 0o777, 0o600);
+    }
+
+    // Not more than asked for, the newest of them, and nothing else of the directory.
+    for other in ["meta-old.log", "meta-2020-01-01T00-00-00.000000000.txt", "other-2020-01-01T00-00-00.000000000.log"] {
+        fs::write(Path::new(DIRECTORY).join(other), "").unwrap();
+    }
+    conf["logOptions"]["maxBackups"] = json!(3);
+    storm("d", &conf);
+    let of_form = |name: &&String| name.starts_with("meta-20") && name.ends_with(".log");
+    let left = names(DIRECTORY);
+    let kept: Vec<&String> = left.iter().filter(of_form).collect();
+    assert_eq!((kept.len(), left.len()), (3, 7), "{left:?}");
+    assert!(kept.iter().all(|name| !backups.contains(name)), "{kept:?}");
+    assert!(all_lines().iter().all(|line| line["container"].as_str().unwrap().starts_with(['c', 'd'])));
+}
+
+#[test]
+fn what_was_put_aside_long_ago_is_removed_when_the_next_one_is() {
+    let (world, _, mut conf) = logging_world();
+    conf["logOptions"] = json!({"maxSize": 0.001, "maxBackups": 0, "maxAge": 2});
+    let old = Path::new(DIRECTORY).join("meta-2020-01-01T00-00-00.000000000.log");
+    fs::write(&old, "").unwrap();
+    fs::write(LOG, "time=x\n").unwrap();
+    long_call(&world, "c1", &conf).run();
+    assert!(!old.exists());
+    // The filler, and the first line of the call.
+    assert_eq!(names(DIRECTORY).len(), 3, "{:?}", names(DIRECTORY));
+}
+
+#[test]
+fn killed_anywhere_in_a_rotation_the_next_call_logs_and_rotates_on() {
+    let (world, _, mut conf) = logging_world();
+    conf["logOptions"] = json!({"maxSize": 0.001, "maxBackups": 2});
+    let filler = format!("time=then msg={}\n", "x".repeat(1500));
+    let prepare = || {
+        let _ = fs::remove_dir_all(DIRECTORY);
+        fs::create_dir_all(DIRECTORY).unwrap();
+        for day in 1..=2 {
+            fs::write(format!("{DIRECTORY}/meta-2020-01-0{day}T00-00-00.000000000.log"), "time=before\n").unwrap();
+        }
+        fs::write(LOG, &filler).unwrap();
+    };
+    conf["logOptions"]["maxAge"] = json!(0);
+    let call = world.call("ADD", "c1", "/run/none", &conf).pod("p");
+    prepare();
+    let points = trace(&call, Which::All, None).points;
+    let of_log: Vec<usize> = (0..points.len()).filter(|at| points[*at].about.starts_with(DIRECTORY)).collect();
+    let kinds: BTreeSet<&str> = of_log.iter().map(|at| points[*at].call).collect();
+    assert_eq!(kinds, ["flock", "openat", "rename", "unlink", "write"].into(), "{points:#?}");
+    for at in of_log {
+        prepare();
+        let traced = trace(&call, Which::All, Some(at));
+        assert!(traced.killed, "{traced:#?}");
+        let point = &traced.points[at];
+        assert_eq!((point.call, traced.points.len()), (points[at].call, at + 1));
+        let fillers = || all_lines().iter().filter(|line| line["time"] == "then").count();
+        assert_eq!(fillers(), 1, "{point:?}");
+        for container in ["c2", "c3"] {
+            world.call("ADD", container, "/run/none", &conf).pod("p").fails(8);
+            let found = all_lines();
+            let of_call: Vec<String> =
+                found.iter().filter(|line| line.get("container") == Some(&json!(container))).map(short).collect();
+            assert_eq!(of_call, ["begin", "reply"], "{point:?}: {:?}", names(DIRECTORY));
+        }
+        assert!(fs::metadata(LOG).unwrap().len() <= 1048, "{point:?}");
+        assert_eq!(fillers(), 1, "{point:?}");
+        // Once more for what a kill before the removal left: it goes with the next rotation.
+        fs::write(LOG, &filler).unwrap();
+        world.call("ADD", "c4", "/run/none", &conf).pod("p").fails(8);
+        assert_eq!(names(DIRECTORY).len(), 3, "{point:?}: {:?}", names(DIRECTORY));
+    }
+}
+
+#[test]
+fn an_administrators_logrotate_may_work_on_the_same_file() {
+    let (world, _, conf) = logging_world();
+    let call = |container: &str| drop(world.call("ADD", container, "/run/none", &conf).pod("p").fails(8));
+    let containers = |path: &str| {
+        let found: Vec<Line> = lines(path);
+        found.iter().filter(|line| line["step"] == "reply").map(|line| line["container"].clone()).collect::<Vec<_>>()
+    };
+    call("c1");
+    // `create`: it makes the new file, with a mode of its own; or leaves it to us.
+    fs::rename(LOG, format!("{LOG}.1")).unwrap();
+    fs::write(LOG, "").unwrap();
+    fs::set_permissions(LOG, Permissions::from_mode(0o640)).unwrap();
+    call("c2");
+    assert_eq!(fs::metadata(LOG).unwrap().permissions().mode() & 0o777, 0o640);
+    fs::rename(LOG, format!("{LOG}.2")).unwrap();
+    call("c3");
+    // `copytruncate`.
+    fs::copy(LOG, format!("{LOG}.3")).unwrap();
+    File::options().write(true).open(LOG).unwrap().set_len(0).unwrap();
+    call("c4");
+    for (number, path) in [".1", ".2", ".3", ""].iter().enumerate() {
+        assert_eq!(containers(&format!("{LOG}{path}")), [format!("c{}", number + 1)]);
+    }
+}
+
+#[test]
+fn the_file_behind_a_link_is_put_aside_in_its_own_directory() {
+    let (world, _, mut conf) = logging_world();
+    conf["logOptions"] = json!({"maxSize": 0.001});
+    fs::create_dir("/run/test/disk").unwrap();
+    fs::write("/run/test/disk/real.log", format!("msg={}\n", "x".repeat(2000))).unwrap();
+    symlink("/run/test/disk/real.log", LOG).unwrap();
+    world.call("ADD", "c1", "/run/none", &conf).pod("p").fails(8);
+    assert!(fs::symlink_metadata(LOG).unwrap().is_symlink());
+    assert_eq!(names(DIRECTORY), ["meta.log"]);
+    let there = names("/run/test/disk");
+    assert!(there.len() == 2 && there[0].starts_with("real-20") && there[1] == "real.log", "{there:?}");
+    assert_eq!(lines(LOG).len(), 2);
+}
+
+#[test]
+fn a_log_that_cannot_be_written_is_one_warning_and_no_error() {
+    let (world, _, mut conf) = logging_world();
+    let none: Option<&str> = None;
+    fs::create_dir("/run/test/ro").unwrap();
+    mount(Some("tmpfs"), "/run/test/ro", Some("tmpfs"), MsFlags::MS_RDONLY, none).unwrap();
+    nix::unistd::mkfifo("/run/test/fifo", nix::sys::stat::Mode::S_IRUSR).unwrap();
+    for path in ["/run/none/x.log", "/run/test", "/dev/full", "/run/test/ro/x.log", "/run/test/fifo"] {
+        for to_stderr in [true, false] {
+            conf["logFile"] = json!(path);
+            conf["logToStderr"] = json!(to_stderr);
+            let netns = world.netns();
+            for verb in ["ADD", "DEL"] {
+                let outcome = world.call(verb, "c1", &netns, &conf).pod("p").run();
+                assert_eq!(outcome.code, 0, "{path}: {outcome:#?}");
+                let told: Vec<Line> = outcome.stderr.lines().map(parse).collect();
+                assert_eq!(told.len(), 1, "{path}: {outcome:#?}");
+                let message = told[0]["msg"].as_str().unwrap();
+                assert!(message.starts_with(&format!("the log file {path} cannot be ")), "{message}");
+                assert_eq!((&told[0]["level"], &told[0]["pod"]), (&json!("WARN"), &json!("default/p")));
+            }
+        }
+    }
+    // A file that cannot be put aside is written to all the same.
+    fs::create_dir("/run/test/fixed").unwrap();
+    fs::write("/run/test/fixed/x.log", format!("msg={}\n", "x".repeat(2000))).unwrap();
+    mount(Some("/run/test/fixed/x.log"), "/run/test/fixed/x.log", none, MsFlags::MS_BIND, none).unwrap();
+    conf["logFile"] = json!("/run/test/fixed/x.log");
+    conf["logOptions"] = json!({"maxSize": 0.001});
+    let outcome = world.call("ADD", "c1", "/run/none", &conf).pod("p").run();
+    assert!(outcome.stderr.contains("cannot be written, or not be put aside"), "{outcome:#?}");
+    assert_eq!(lines("/run/test/fixed/x.log").iter().map(short).collect::<Vec<_>>(), ["", "begin", "reply"]);
+}
+
+#[test]
+fn half_a_line_on_a_full_disk_does_not_spoil_the_next_one() {
+    let (world, _, mut conf) = logging_world();
+    let none: Option<&str> = None;
+    fs::create_dir("/run/test/small").unwrap();
+    mount(Some("tmpfs"), "/run/test/small", Some("tmpfs"), MsFlags::empty(), Some("size=4k")).unwrap();
+    conf["logFile"] = json!("/run/test/small/x.log");
+    conf["logToStderr"] = json!(false);
+    let outcome = long_call(&world, "c1", &conf).run();
+    assert_eq!(outcome.stderr.lines().count(), 1, "{outcome:#?}");
+    let text = fs::read_to_string("/run/test/small/x.log").unwrap();
+    assert!(!text.ends_with('\n'), "the test wants half a line");
+    mount(none, "/run/test/small", none, MsFlags::MS_REMOUNT, Some("size=100k")).unwrap();
+    world.call("ADD", "c2", "/run/none", &conf).pod("p").fails(8);
+    let text = fs::read_to_string("/run/test/small/x.log").unwrap();
+    let whole: Vec<Line> = text.lines().filter(|line| line.contains("container=c2")).map(parse).collect();
+    assert_eq!(whole.iter().map(short).collect::<Vec<_>>(), ["begin", "reply"]);
+}
+
+const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
+
+#[test]
+fn a_trace_is_in_every_line_and_each_plugin_has_a_span_of_its_own() {
+    let (world, recorder, mut conf) = logging_world();
+    for name in ["first", "second", "net-x", "net-y"] {
+        for verb in ["ADD", "DEL"] {
+            recorder.behave(
+                name,
+                verb,
+                r#"echo "$CNI_COMMAND $self ${TRACEPARENT-none} ${TRACESTATE-none}" >> $dir/traces"#,
+            );
+        }
+    }
+    conf["logLevel"] = json!("debug");
+    conf["logToStderr"] = json!(false);
+    let run = |parent: Option<&str>, state: Option<&str>| {
+        let netns = world.netns();
+        for verb in ["ADD", "DEL"] {
+            let mut call = world.call(verb, "c1", &netns, &conf).pod("p");
+            for (key, value) in [("TRACEPARENT", parent), ("TRACESTATE", state)] {
+                call = value.into_iter().fold(call, |call, value| call.env(key, value));
+            }
+            call.ok();
+        }
+        let seen = fs::read_to_string(world.bin.join("traces")).unwrap();
+        fs::remove_file(world.bin.join("traces")).unwrap();
+        (take(), seen.lines().map(str::to_owned).collect::<Vec<String>>())
+    };
+    let (log, seen) = run(Some(&format!("00-{TRACE}-00f067aa0ba902b7-01")), Some("vendor=a,other=b"));
+    assert!(log.iter().all(|line| line["trace_id"] == TRACE), "{log:#?}");
+    let of_plugins: Vec<String> = log
+        .iter()
+        .filter(|line| line.get("step") == Some(&json!("plugin")))
+        .map(|line| {
+            let text = |key: &str| line[key].as_str().unwrap();
+            let (command, plugin, span) = (text("command"), text("plugin"), text("span_id"));
+            format!("{command} {plugin} 00-{TRACE}-{span}-01 vendor=a,other=b")
+        })
+        .collect();
+    assert_eq!(seen, of_plugins);
+    let spans: BTreeSet<&str> = seen.iter().map(|line| line.split('-').rev().nth(1).unwrap()).collect();
+    assert_eq!((seen.len(), spans.len()), (8, 8), "{seen:?}");
+    assert!(!seen.concat().contains("00f067aa0ba902b7"), "that is the runtime's span");
+
+    for (parent, state, told) in [(None, None, 0), (Some("00-ffff-ffff-01"), Some("vendor=a"), 2), (Some(""), None, 0)]
+    {
+        let (log, seen) = run(parent, state);
+        assert!(log.iter().all(|line| !line.contains_key("trace_id") && !line.contains_key("span_id")), "{log:#?}");
+        let about = log.iter().filter(|line| line["msg"].as_str().unwrap().contains("TRACEPARENT"));
+        assert_eq!(about.map(|line| line["level"].as_str()).collect::<Vec<_>>(), vec![Some("DEBUG"); told]);
+        let expected = if parent == Some("") { " " } else { "none" };
+        assert!(
+            seen.len() == 8
+                && seen.iter().all(|line| line.contains(&format!("{expected} none")) || line.ends_with("  none")),
+            "{seen:?}"
+        );
+    }
+}
+
+#[test]
+fn what_a_pod_says_does_not_make_a_line_of_its_own() {
+    let (world, _, mut conf) = logging_world();
+    let forged = "time=2026-01-01T00:00:00.000Z level=INFO msg=forged";
+    let evil = format!("x\n{forged}\r{forged}\u{2028}{forged}\u{85}{forged}\" {forged}\n");
+    for format in ["text", "json"] {
+        conf["logFormat"] = json!(format);
+        for (annotation, name) in [
+            (evil.clone(), "p".to_owned()),
+            (json!([{"name": evil, "interface": "a"}]).to_string(), "p".to_owned()),
+            (json!([{"name": "x", "interface": evil, (evil.as_str()): 1}]).to_string(), "p".to_owned()),
+            ("x,y".to_owned(), "p\nmsg:forged".to_owned()),
+        ] {
+            world.pod("p", &annotation);
+            let netns = world.netns();
+            let outcome = world.call("ADD", "c1", &netns, &conf).pod(&name).run();
+            // A pod that no manifest describes asks for nothing.
+            assert_eq!(outcome.code, i32::from(name == "p"), "{annotation:?} {name:?}: {outcome:#?}");
+            let mut found = take();
+            found.extend(outcome.stderr.lines().map(parse));
+            assert!(found.iter().any(|line| line["level"] == "ERROR") == (outcome.code == 1), "{found:#?}");
+            for line in found {
+                assert!(line["msg"] != "forged" && line["container"] == "c1", "{line:#?}");
+            }
+            world.call("DEL", "c1", &netns, &conf).pod(&name).ok();
+            take();
+        }
+    }
+}
+
+#[test]
+fn a_configurations_secrets_are_not_logged_at_any_level() {
+    let (world, recorder, mut conf) = logging_world();
+    let secret = "hunter2-correct-horse";
+    let with = |kind: &str| json!({"cniVersion": "1.0.0", "type": kind, "password": secret, "ipam": {"token": secret}});
+    world.definition("x", &with("net-x"));
+    world.definition("y", &with("net-y"));
+    let networks = json!([{"name": "x", "cni-args": {"password": secret}}, {"name": "y"}]);
+    world.pod("p", &networks.to_string());
+    conf["logLevel"] = json!("debug");
+    let netns = world.netns();
+    let call = |verb| world.call(verb, "c1", &netns, &conf).pod("p");
+    let mut said = String::new();
+    for failing in [false, true] {
+        if failing {
+            recorder.behave("net-y", "ADD", "exit 3");
+        }
+        for verb in ["ADD", "CHECK", "DEL"] {
+            said.push_str(&call(verb).run().stderr);
+        }
+    }
+    let calls = recorder.calls();
+    assert!(calls.iter().any(|call| call.0["conf"]["password"] == secret), "the plugins have it");
+    let mut text = said;
+    text.push_str(&fs::read_to_string(LOG).unwrap());
+    assert!(text.contains("exit code 3") && text.contains("level=DEBUG"), "{text}");
+    assert!(!text.contains(secret), "{text}");
+}
+
+#[test]
+fn the_lines_of_a_removed_file_go_into_a_new_one() {
+    let (world, recorder, conf) = logging_world();
+    recorder.behave("second", "ADD", &format!("rm {LOG}"));
+    let netns = world.netns();
+    world.call("ADD", "c1", &netns, &conf).pod("p").ok();
+    let found: Vec<String> = lines(LOG).iter().map(short).collect();
+    assert_eq!(found, [&OF_ADD[4..], &["reply"]].concat());
+    assert_eq!(fs::metadata(LOG).unwrap().nlink(), 1);
+    File::options().append(true).open(LOG).unwrap().write_all(b"half").unwrap();
+    world.call("DEL", "c1", &netns, &conf).pod("p").ok();
+    let text = fs::read_to_string(LOG).unwrap();
+    assert_eq!(text.lines().filter(|line| *line == "half").count(), 1, "{text}");
+}

@@ -3,7 +3,8 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs::{self, File, Permissions},
-    io::Write as _,
+    io::{BufRead as _, BufReader, Write as _},
+    net::TcpListener,
     os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink},
     path::Path,
 };
@@ -450,6 +451,45 @@ fn a_trace_is_in_every_line_and_each_plugin_has_a_span_of_its_own() {
             "{seen:?}"
         );
     }
+}
+
+#[test]
+fn the_api_server_is_told_of_the_trace() {
+    let (world, _, mut conf) = logging_world();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let kubeconfig = Path::new("/run/test/kubeconfig");
+    let server = format!("http://{}", listener.local_addr().unwrap());
+    let config = json!({
+        "apiVersion": "v1", "kind": "Config", "current-context": "c", "users": [{"name": "u", "user": {}}],
+        "clusters": [{"name": "k", "cluster": {"server": server}}],
+        "contexts": [{"name": "c", "context": {"cluster": "k", "user": "u"}}],
+    });
+    fs::write(kubeconfig, config.to_string()).unwrap();
+    conf.as_object_mut().unwrap().remove("manifestDir");
+    conf["kubeconfig"] = json!(kubeconfig);
+    let netns = world.netns();
+    let headers = |call: Call| {
+        let child = call.start();
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut head = Vec::new();
+        for line in BufReader::new(stream.try_clone().unwrap()).lines() {
+            match line.unwrap() {
+                line if line.is_empty() => break,
+                line => head.push(line.to_ascii_lowercase()),
+            }
+        }
+        stream.write_all(b"HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\nconnection: close\r\n\r\n").unwrap();
+        drop(stream);
+        assert_eq!(child.wait_with_output().unwrap().status.code(), Some(1));
+        head.into_iter().filter(|line| line.starts_with("trace")).collect::<Vec<String>>()
+    };
+    let call = || world.call("ADD", "c1", &netns, &conf).pod("p");
+    assert_eq!(headers(call()), Vec::<String>::new());
+    let told = headers(call().env("TRACEPARENT", &format!("00-{TRACE}-00f067aa0ba902b7-01")));
+    assert_eq!(told.len(), 1, "{told:?}");
+    let parent = told[0].strip_prefix("traceparent: ").unwrap();
+    assert!(parent.starts_with(&format!("00-{TRACE}-")) && parent.ends_with("-01") && parent.len() == 55, "{parent}");
+    assert!(!parent.contains("00f067aa0ba902b7"), "that is the runtime's span");
 }
 
 #[test]

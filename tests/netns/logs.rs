@@ -232,7 +232,7 @@ fn fifty_processes_at_once_write_whole_lines_and_lose_none() {
     for other in ["meta-old.log", "meta-2020-01-01T00-00-00.000000000.txt", "other-2020-01-01T00-00-00.000000000.log"] {
         fs::write(Path::new(DIRECTORY).join(other), "").unwrap();
     }
-    conf["logOptions"]["maxBackups"] = json!(3);
+    conf["logOptions"] = json!({"maxSize": 0.04, "maxBackups": 3});
     storm("d", &conf);
     let of_form = |name: &&String| name.starts_with("meta-20") && name.ends_with(".log");
     let left = names(DIRECTORY);
@@ -275,6 +275,8 @@ fn killed_anywhere_in_a_rotation_the_next_call_logs_and_rotates_on() {
     let of_log: Vec<usize> = (0..points.len()).filter(|at| points[*at].about.starts_with(DIRECTORY)).collect();
     let kinds: BTreeSet<&str> = of_log.iter().map(|at| points[*at].call).collect();
     assert_eq!(kinds, ["flock", "openat", "rename", "unlink", "write"].into(), "{points:#?}");
+    let is_line = |at: &&usize| points[**at].call == "write";
+    assert_eq!(of_log.iter().filter(is_line).count(), 2, "one write for a line: the kernel keeps these apart");
     for at in of_log {
         prepare();
         let traced = trace(&call, Which::All, Some(at));
@@ -297,6 +299,23 @@ fn killed_anywhere_in_a_rotation_the_next_call_logs_and_rotates_on() {
         world.call("ADD", "c4", "/run/none", &conf).pod("p").fails(8);
         assert_eq!(names(DIRECTORY).len(), 3, "{point:?}: {:?}", names(DIRECTORY));
     }
+}
+
+#[test]
+fn while_one_process_rotates_the_lines_of_others_go_into_the_old_file() {
+    let (world, _, mut conf) = logging_world();
+    conf["logOptions"] = json!({"maxSize": 0.001});
+    let call = |container: &str| drop(world.call("ADD", container, "/run/none", &conf).pod("p").fails(8));
+    fs::write(LOG, format!("msg={}\n", "x".repeat(2000))).unwrap();
+    let rotating = File::open(LOG).unwrap();
+    rotating.lock().unwrap();
+    call("c1");
+    assert_eq!(names(DIRECTORY), ["meta.log"]);
+    assert_eq!(lines(LOG).iter().map(short).collect::<Vec<_>>(), ["", "begin", "reply"]);
+    drop(rotating);
+    call("c2");
+    assert_eq!(names(DIRECTORY).len(), 2);
+    assert_eq!(lines(LOG).iter().map(short).collect::<Vec<_>>(), ["begin", "reply"]);
 }
 
 #[test]

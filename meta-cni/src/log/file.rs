@@ -7,7 +7,7 @@
 use std::{
     fs::{self, File, Metadata, OpenOptions, TryLockError},
     io::{self, Write as _},
-    os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _},
+    os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _, fchown},
     path::{Path, PathBuf},
     time::SystemTime,
 };
@@ -91,8 +91,7 @@ impl LogFile {
             Err(error) if error.kind() == io::ErrorKind::NotFound => self.path.clone(),
             place => place?,
         };
-        let is_ours = |there: Metadata| (there.dev(), there.ino()) == (own.dev(), own.ino());
-        if !fs::metadata(&place).is_ok_and(is_ours) {
+        if !fs::metadata(&place).is_ok_and(|there| is_same(&there, own)) {
             self.file = open(&self.path)?;
             return Ok(());
         }
@@ -114,13 +113,30 @@ fn open(path: &Path) -> io::Result<File> {
     OpenOptions::new().create(true).append(true).mode(0o600).custom_flags(libc::O_NONBLOCK).open(path)
 }
 
-/// Whether the last line has no end, and nobody is writing it at this moment.
+/// Whether the last line has no end, and nobody is writing it. What cannot be looked at has one.
 fn is_torn(file: &File, path: &Path) -> bool {
-    let length = || file.metadata().ok().filter(Metadata::is_file).map(|found| found.len());
-    let Some(before) = length().filter(|length| *length > 0) else { return false };
-    let mut last = [b'\n'];
-    let read = File::open(path).and_then(|file| file.read_at(&mut last, before - 1));
-    read.is_ok() && last != [b'\n'] && length() == Some(before)
+    let look = || {
+        let found = file.metadata()?;
+        if !found.is_file() || found.len() == 0 {
+            return Ok(false);
+        }
+        // Ours is open for writing alone. The name may lead to another file by now: then this one was put aside whole.
+        let reader = File::open(path)?;
+        let mut last = [b'\n'];
+        if !is_same(&reader.metadata()?, &found) || reader.read_at(&mut last, found.len() - 1)? == 0 || last == [b'\n']
+        {
+            return Ok(false);
+        }
+        // Or somebody is in the middle of it: a long line's pages are seen one by one. The kernel changes no owner, not even
+        // to the same one, before a write that is under way has ended (both hold the inode's lock).
+        fchown(file, None, None)?;
+        io::Result::Ok(file.metadata()?.len() == found.len())
+    };
+    look().unwrap_or(false)
+}
+
+fn is_same(one: &Metadata, other: &Metadata) -> bool {
+    (one.dev(), one.ino()) == (other.dev(), other.ino())
 }
 
 /// The files that a log was put aside in: `NAME-MOMENT.EXTENSION` beside it.

@@ -149,6 +149,21 @@ fn each_step_of_a_call_is_one_line_in_either_form() {
         let again = take();
         assert_eq!(again[1]["msg"], "nothing is recorded of this call");
 
+        // GC is of no pod, but each of its steps is.
+        call("ADD").ok();
+        take();
+        let mut of_gc = conf.clone();
+        of_gc["cniVersion"] = json!("1.1.0");
+        of_gc["cni.dev/valid-attachments"] = json!([]);
+        world.call("GC", "", "", &of_gc).ok();
+        let gc = take();
+        let steps: Vec<String> = gc.iter().map(short).collect();
+        assert_eq!(steps, [&["begin"], &["collect"; 3][..], &OF_DEL[..], &["reply"]].concat());
+        for line in &gc[4..11] {
+            let whose = ["verb", "pod", "uid", "container"].map(|key| line[key].as_str().unwrap());
+            assert_eq!(whose, ["GC", "default/p", "uid-p", "c1"], "{line:?}");
+        }
+
         // One that fails tells which network, and that the others were undone.
         recorder.behave("net-y", "ADD", r#"echo '{"code":42,"msg":"no room","details":"at all"}'; exit 1"#);
         call("ADD").fails(42);

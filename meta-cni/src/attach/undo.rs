@@ -37,11 +37,11 @@ impl Engine {
     pub(super) async fn undo_entries(&self, entries: Vec<Entry>, netns: &str) -> Vec<Error> {
         let mut errors = Vec::new();
         for entry in entries.into_iter().rev() {
-            let (title, network) = match &entry {
-                Entry::Good(record) => (record.title(), record.network.clone()),
-                Entry::Torn { interface, .. } => (interface.clone(), String::new()),
+            let (title, network, pod) = match &entry {
+                Entry::Good(record) => (record.title(), record.network.as_str(), record.pod.as_ref()),
+                Entry::Torn { interface, .. } => (interface.clone(), "", None),
             };
-            let span = log::of_network(&network, entry.interface());
+            let span = log::of_attachment(network, entry.interface(), &entry.call().container, pod);
             let undoing = async {
                 match entry {
                     Entry::Good(record) => self.undo(*record, netns).await,

@@ -60,6 +60,16 @@ pub(crate) fn of_network(network: &str, interface: &str) -> Span {
     tracing::error_span!("network", network, interface)
 }
 
+/// As [`of_network`], of an attachment that was recorded: GC's are of many pods.
+pub(crate) fn of_attachment(network: &str, interface: &str, container: &str, pod: Option<&PodName>) -> Span {
+    let uid = pod.map(|pod| pod.uid.as_str()).filter(|uid| !uid.is_empty());
+    tracing::error_span!("network", network, interface, pod = pod.map(title), uid, container)
+}
+
+fn title(pod: &PodName) -> String {
+    format!("{}/{}", pod.namespace, pod.name)
+}
+
 /// How long ago something began, in milliseconds with three decimals.
 pub(crate) fn ms(began: Instant) -> f64 {
     (began.elapsed().as_secs_f64() * 1e6).round() / 1e3
@@ -68,7 +78,7 @@ pub(crate) fn ms(began: Instant) -> f64 {
 /// What every line of a call says.
 fn of_call(invocation: &Invocation) -> Fields {
     let pod = PodName::of_args(&invocation.args);
-    let name = pod.as_ref().map(|pod| format!("{}/{}", pod.namespace, pod.name));
+    let name = pod.as_ref().map(title);
     Fields::default()
         .with("verb", invocation.command.as_str())
         .with("pod", &name.unwrap_or_default())

@@ -199,7 +199,9 @@ fn a_log_that_cannot_be_written_is_one_warning_and_no_error() {
             conf["logToStderr"] = json!(to_stderr);
             let netns = world.netns();
             for verb in ["ADD", "DEL"] {
-                let outcome = world.call(verb, "c1", &netns, &conf).pod("p").run();
+                // A pipe that nobody reads must not keep it waiting.
+                let call = world.call(verb, "c1", &netns, &conf).pod("p");
+                let outcome = call.under(&["timeout", "60"]).run();
                 assert_eq!(outcome.code, 0, "{path}: {outcome:#?}");
                 let told: Vec<Line> = outcome.stderr.lines().map(parse).collect();
                 assert_eq!(told.len(), 1, "{path}: {outcome:#?}");

@@ -18,6 +18,7 @@ mod events;
 mod face;
 mod flannel;
 mod forms;
+mod logs;
 mod multus;
 mod primary;
 mod reboot;

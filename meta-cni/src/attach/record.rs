@@ -270,7 +270,12 @@ impl Records {
     /// [`Error::Io`].
     pub fn remove(&self, record: &Record) -> Result<(), Error> {
         if record.format > FORMAT {
-            tracing::warn!(network = record.title(), format = record.format, "a record of a newer release is kept");
+            tracing::warn!(
+                network = record.network,
+                interface = record.interface,
+                format = record.format,
+                "a record of a newer release is kept"
+            );
             return Ok(());
         }
         self.remove_file(&self.path(&record.call, &record.interface))

@@ -22,7 +22,7 @@ use super::{
     connection::{Connection, Unusable, connect, is_io},
 };
 use crate::{
-    cni::Error,
+    cni::{Error, TRACEPARENT, Trace},
     network::{Definition, network_status::STATUS_ANNOTATION},
 };
 
@@ -49,6 +49,8 @@ const BROKEN_OFF: [ErrorKind; 4] =
 pub struct ApiServer {
     kubeconfig: PathBuf,
     deadline: Instant,
+    /// What the requests are part of.
+    pub(super) trace: Trace,
     connection: Mutex<Option<Arc<Connection>>>,
 }
 
@@ -60,7 +62,7 @@ impl std::fmt::Debug for ApiServer {
 
 impl ApiServer {
     pub(super) fn new(kubeconfig: &Path, deadline: Instant) -> Self {
-        Self { kubeconfig: kubeconfig.to_owned(), deadline, connection: Mutex::new(None) }
+        Self { kubeconfig: kubeconfig.to_owned(), deadline, trace: Trace::None, connection: Mutex::new(None) }
     }
 
     pub(super) async fn pod(&self, pod: &PodName) -> Result<Pod, Error> {
@@ -186,7 +188,10 @@ impl ApiServer {
             }
         };
         let content = if method == Method::POST { "application/json" } else { "application/merge-patch+json" };
-        let request = Request::builder()
+        let span = self.trace.span();
+        let request = span
+            .iter()
+            .fold(Request::builder(), |request, span| request.header(TRACEPARENT, &span.parent))
             .method(method.clone())
             .uri(path)
             .header(header::ACCEPT, accept)

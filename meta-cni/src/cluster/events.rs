@@ -28,6 +28,8 @@ use super::{
     event::{Event, Reason, Subject},
 };
 use crate::{
+    cni::Object,
+    log::LogSettings,
     node::Sources,
     settings::{EventLevel, Settings},
 };
@@ -93,8 +95,8 @@ pub(crate) struct Handed {
 #[serde(rename_all = "camelCase")]
 struct HandedSettings {
     kubeconfig: PathBuf,
-    log_file: Option<PathBuf>,
-    log_level: String,
+    /// The keys that say where to log.
+    log: Value,
 }
 
 impl Events {
@@ -112,8 +114,7 @@ impl Events {
             node: OnceLock::new(),
             settings: HandedSettings {
                 kubeconfig: settings.kubeconfig.clone().unwrap_or_default(),
-                log_file: settings.log_file.clone(),
-                log_level: settings.log_level.clone(),
+                log: settings.log.to_keys(),
             },
             subject: OnceLock::new(),
             queue: Arc::default(),
@@ -272,13 +273,9 @@ impl Handed {
 
     /// The settings that say where to log: to a file alone, since nobody reads our stderr.
     #[must_use]
-    pub(crate) fn settings(&self) -> Settings {
-        Settings {
-            log_file: self.settings.log_file.clone(),
-            log_level: self.settings.log_level.clone(),
-            log_to_stderr: false,
-            ..Settings::of_plugin(&crate::cni::Object::default())
-        }
+    pub(crate) fn log_settings(&self) -> LogSettings {
+        let keys = Object::parse("the keys of the log", self.settings.log.to_string().as_bytes());
+        LogSettings::at_best(&keys.unwrap_or_default())
     }
 
     /// Posts the events, and tries again what may pass, for `LIFE` in all. What fails for good is in the log.

@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{CniArgs, Error, Object};
+use super::{CniArgs, Error, Object, TRACEPARENT, Trace};
 
 /// Set for every plugin that we execute; seeing it as the meta plugin means that a configuration leads back to us.
 pub const RECURSION_MARK: &str = "META_CNI_CALLER";
@@ -80,6 +80,8 @@ pub struct Invocation {
     pub path: Vec<PathBuf>,
     /// The configuration on stdin.
     pub conf: Object,
+    /// The trace that the call is part of.
+    pub trace: Trace,
 }
 
 /// What the environment says before any verb is run.
@@ -141,6 +143,7 @@ impl Asked {
             args: CniArgs::parse(&of_container("CNI_ARGS"))?,
             path: std::env::split_paths(&var("CNI_PATH")).filter(|dir| !dir.as_os_str().is_empty()).collect(),
             conf,
+            trace: Trace::read(env(TRACEPARENT).as_deref()),
         })))
     }
 }

@@ -12,6 +12,7 @@ mod ipam;
 mod ledger;
 mod object;
 mod result;
+mod trace;
 mod version;
 
 pub use args::CniArgs;
@@ -27,4 +28,5 @@ use ledger::boot_ticks;
 pub use ledger::{Ledger, Note, ProcessGroup};
 pub use object::Object;
 pub use result::{CniResult, Dns, Interface, Ip, Route};
+pub use trace::{TRACEPARENT, TRACESTATE, Trace, TraceSpan};
 pub use version::SpecVersion;

@@ -18,13 +18,13 @@ use tokio::{
     sync::{Notify, oneshot},
     time::{Instant, sleep},
 };
+use tracing::Level;
 
 use super::pass::{Installer, Report};
 use crate::{
     cli::{Answer, Failure, in_words},
-    cni::{Error, Object},
-    log,
-    settings::Settings,
+    cni::Error,
+    log::{self, LogSettings},
 };
 
 /// How often everything is looked at where nothing was heard: what inotify does not tell of (another mount in a directory's
@@ -44,7 +44,7 @@ const TAKES_WITHIN: Duration = Duration::from_secs(60);
 /// # Errors
 /// What somebody has to mend before it can be installed at all; what may come by itself is waited for.
 pub(super) async fn watch(mut installer: Installer) -> Result<Answer, Failure> {
-    start_log()?;
+    start_log();
     let mut stop = Stop::new()?;
     let host = installer.plan.host.clone();
     host.create()?;
@@ -95,8 +95,8 @@ pub(super) async fn watch(mut installer: Installer) -> Result<Answer, Failure> {
     }
 }
 
-fn start_log() -> Result<(), Error> {
-    log::start(&Settings { log_level: "info".to_owned(), ..Settings::of_plugin(&Object::default()) })
+fn start_log() {
+    log::start_of_command(&LogSettings { level: Some(Level::INFO), ..LogSettings::default() }, "install");
 }
 
 fn ended() -> Answer {

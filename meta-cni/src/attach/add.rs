@@ -207,7 +207,7 @@ impl Engine {
             made => made?,
         };
         let mut result = result;
-        if builtin && list.plugins.len() > 1 {
+        if list.plugins.len() > 1 {
             as_the_chain_left_it(record, netns, &mut result).await?;
         }
         record.result = value;

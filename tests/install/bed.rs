@@ -308,6 +308,14 @@ impl Watch {
         began.elapsed()
     }
 
+    /// Waits until it holds the node, so that nobody uninstalls.
+    pub(crate) fn holds(&self) {
+        self.until("it holds the node", || {
+            let state = fs::File::open(STATE);
+            state.is_ok_and(|state| matches!(state.try_lock(), Err(fs::TryLockError::WouldBlock)))
+        });
+    }
+
     /// Waits until it has said something.
     pub(crate) fn says(&self, what: &str) {
         self.until(what, || self.log().contains(what));

@@ -156,6 +156,12 @@ fn nothing_is_removed_while_an_installer_stays_on_the_node() {
     let node = Node::new();
     let watch = node.watch(&[]);
     watch.until("it is installed", || Path::new(OURS).exists() && !Path::new(PRIMARY).exists());
+    watch.holds();
+    // Nor if it lost what it held.
+    fs::remove_dir_all(STATE).unwrap();
+    fs::remove_file(OURS).unwrap();
+    watch.until("it is installed again", || Path::new(OURS).exists());
+    watch.holds();
     let text = node.refuses("uninstall", &["--force"], 1);
     assert!(text.contains("an installer stays on this node") && text.contains("removing the DaemonSet"), "{text}");
     assert_eq!(watch.end(Signal::SIGTERM), Some(0));

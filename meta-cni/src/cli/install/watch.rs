@@ -48,13 +48,17 @@ pub(super) async fn watch(mut installer: Installer) -> Result<Answer, Failure> {
     let mut stop = Stop::new()?;
     let host = installer.plan.host.clone();
     host.create()?;
-    let _stays = host.stay()?;
+    let mut stays = host.stay()?;
     let ears = Ears::open();
     let mut said = Said::default();
     let mut takes = VecDeque::new();
     let mut pause = FIRST_PAUSE;
     let mut installed = false;
     loop {
+        if !host.is_held_by(&stays) {
+            host.create()?;
+            stays = host.stay()?;
+        }
         let listened = installer.plan.source.as_ref().map(super::Source::directories).unwrap_or_default();
         let own = [host.seen(&host.net_d), host.seen(&host.bin), host.seen(&host.credentials())];
         let places: Vec<PathBuf> = own.into_iter().chain(listened.into_iter().map(Path::to_owned)).collect();

@@ -293,11 +293,12 @@ fn without_the_right_to_make_events_a_pod_is_not_harmed_and_the_log_says_so_once
     bed.call("ADD", &netns, &conf, &pod).ok();
     all_posted();
     let log = fs::read_to_string("/run/test/events.log").unwrap();
-    let warnings: Vec<&str> = log.lines().filter(|line| line.contains("event")).collect();
+    let warnings: Vec<&str> = log.lines().filter(|line| line.contains("level=WARN")).collect();
     assert_eq!(warnings.len(), 1, "{log}");
     assert!(warnings[0].contains("WARN") && warnings[0].contains("no event is posted"), "{log}");
     assert!(
-        warnings[0].contains("cannot create resource \"events\"") && warnings[0].contains("deploy/base/rbac.yaml"),
+        // As the log writes it.
+        warnings[0].contains(r#"cannot create resource \"events\""#) && warnings[0].contains("deploy/base/rbac.yaml"),
         "{log}"
     );
     set_rules(&role, role["rules"].as_array().unwrap(), None);
@@ -419,7 +420,7 @@ fn without_a_server_a_refusal_is_prompt_and_no_process_stays() {
     assert!(!posters().is_empty());
     all_posted();
     let log = fs::read_to_string("/run/test/events.log").unwrap();
-    assert!(log.contains("events are lost lost=1") && log.contains("Connection refused"), "{log}");
+    assert!(log.contains(r#"msg="events are lost" lost=1"#) && log.contains("Connection refused"), "{log}");
     bed.start();
     assert_eq!(events("down-refused"), Vec::<Value>::new());
     bed.assert_undone(&netns);

@@ -42,16 +42,16 @@ fn without_an_api_server_events_are_in_the_log_alone() {
 
 /// `REASON: MESSAGE` of the events in a log.
 fn said(log: &str) -> Vec<String> {
-    let events = log.lines().filter_map(|line| line.split_once(" meta_cni::cluster::events: "));
-    let parts = events.filter_map(|(_, event)| event.rsplit_once(" reason=\""));
-    parts.map(|(message, reason)| format!("{}: {message}", reason.trim_end_matches('"'))).collect()
+    let lines = log.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    lines.filter_map(|line| Some(format!("{}: {}", line["reason"].as_str()?, line["msg"].as_str()?))).collect()
 }
 
 #[test]
 fn whatever_refuses_a_network_has_an_event_with_its_reason_and_what_refuses_the_primary_has_none() {
     let world = World::new();
     Recorder::install(&world.bin, &["main", "x"]);
-    let conf = world.conf(&world.primary(&json!({"cniVersion": "1.0.0", "name": "main", "type": "main"})));
+    let mut conf = world.conf(&world.primary(&json!({"cniVersion": "1.0.0", "name": "main", "type": "main"})));
+    conf["logFormat"] = json!("json");
     for name in ["x", "y"] {
         world.definition(name, &json!({"cniVersion": "1.0.0", "type": "x"}));
     }

@@ -31,6 +31,8 @@ fn logging_world() -> (World, Recorder, Value) {
     world.pod("p", "x,y");
     let mut conf = world.conf(&primary);
     conf["logFile"] = json!(LOG);
+    // Where there is no API server they are lines, too.
+    conf["events"] = json!("off");
     (world, recorder, conf)
 }
 

@@ -8,13 +8,18 @@ use std::{
 
 /// Where something is waited for that tells nobody when it is done: other programs, asked again after a pause that
 /// grows, each with a limit. Everything of the kernel's is waited for by its events.
-const PAUSES: [(&str, &str); 6] = [
-    ("meta-cni/src/attach/lock.rs", "another verb's lock, beside which the plugins it left running are looked at"),
-    ("meta-cni/src/attach/primary.rs", "files of the primary network's daemon"),
-    ("meta-cni/src/cluster/api_server.rs", "a server that is away for a moment"),
-    ("meta-cni/src/cni/exec.rs", "a plugin that is being written (ETXTBSY)"),
-    ("meta-cni/src/node/pod_resources.rs", "kubelet's limit of requests per second"),
-    ("sandbox/src/probe.rs", "neighbours, who are asked a second time: silence is the answer that is hoped for"),
+const PAUSES: [(&str, usize, &str); 7] = [
+    ("meta-cni/src/attach/lock.rs", 1, "another verb's lock, beside which the plugins it left running are looked at"),
+    ("meta-cni/src/attach/primary.rs", 1, "files of the primary network's daemon"),
+    (
+        "meta-cni/src/cli/install/watch.rs",
+        2,
+        "an installer that stays: what inotify does not tell of, and somebody who undoes it each time",
+    ),
+    ("meta-cni/src/cluster/api_server.rs", 1, "a server that is away for a moment"),
+    ("meta-cni/src/cni/exec.rs", 1, "a plugin that is being written (ETXTBSY)"),
+    ("meta-cni/src/node/pod_resources.rs", 1, "kubelet's limit of requests per second"),
+    ("sandbox/src/probe.rs", 1, "neighbours, who are asked a second time: silence is the answer that is hoped for"),
 ];
 
 fn rust_files(directory: &Path, found: &mut Vec<PathBuf>) {
@@ -46,6 +51,6 @@ fn no_pause_waits_for_the_kernel_and_each_other_one_has_its_reason() {
             found.insert(path.strip_prefix(root).unwrap().display().to_string(), count);
         }
     }
-    let allowed: BTreeMap<String, usize> = PAUSES.iter().map(|(file, _)| ((*file).to_owned(), 1)).collect();
+    let allowed: BTreeMap<String, usize> = PAUSES.iter().map(|(file, count, _)| ((*file).to_owned(), *count)).collect();
     assert_eq!(found, allowed, "wait for an event instead; where there is none, say so in PAUSES");
 }

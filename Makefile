@@ -4,10 +4,11 @@ CARGO ?= cargo
 BEDS := $(CURDIR)/target/beds
 MINUTES ?= 60
 SEED ?= $(shell date +%s)
+SECONDS ?= 60
 export META_CNI_BED_CACHE := $(BEDS)
 export META_CNI_REFERENCE_PLUGINS := $(BEDS)/plugins/reference
 
-.PHONY: all fmt lint test soak demo bench build release image beds test-host test-guest
+.PHONY: all fmt lint test soak fuzz demo bench build release image beds test-host test-guest
 
 all: build
 
@@ -24,9 +25,11 @@ image: release
 
 fmt:
 	$(CARGO) fmt --all
+	$(CARGO) fmt --manifest-path fuzz/Cargo.toml
 
 lint:
 	$(CARGO) fmt --all --check
+	$(CARGO) fmt --manifest-path fuzz/Cargo.toml --check
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 	$(CARGO) clippy --locked -p meta-cni --test guest --test churn -- -D warnings
 	$(CARGO) clippy --locked -p sriov --test igb -- -D warnings
@@ -52,6 +55,10 @@ test-guest:
 
 soak: beds
 	tests/soak --minutes $(MINUTES) --seed $(SEED)
+
+# Each target for so many seconds; the corpus itself is run by `make test`.
+fuzz:
+	fuzz/run --seconds $(SECONDS)
 
 demo:
 	tests/guest/run-demo

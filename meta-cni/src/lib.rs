@@ -8,13 +8,13 @@ pub mod cluster;
 pub mod cni;
 pub mod face;
 pub mod files;
+pub mod log;
 pub mod network;
 pub mod node;
 pub mod settings;
 
 mod cli;
 mod host_local;
-mod log;
 mod run;
 
 pub use face::{Called, Face};

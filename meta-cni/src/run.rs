@@ -3,13 +3,15 @@
 use std::{ffi::OsString, io::Read};
 
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 use crate::{
     attach::Engine,
     cli,
-    cni::{Asked, Command, Error, Invocation, RECURSION_MARK, SpecVersion},
+    cni::{Asked, Command, Error, Invocation, RECURSION_MARK, SpecVersion, TRACEPARENT, Trace},
     face::{Called, Face},
-    host_local, log,
+    host_local,
+    log::{self, LogSettings},
     settings::Settings,
 };
 
@@ -42,6 +44,7 @@ pub fn run(
     env: impl Fn(&str) -> Option<String>,
     stdin: impl Read,
 ) -> Reply {
+    let began = Instant::now();
     let mut arguments = arguments.into_iter().peekable();
     let by_a_runtime = env("CNI_COMMAND").is_some_and(|command| !command.is_empty());
     if called == Called::Engine(Face::Meta) && !by_a_runtime && arguments.peek().is_some() {
@@ -66,16 +69,13 @@ pub fn run(
         Called::Engine(face) => {
             // We execute plugins, and a drop-in may be one of them: only the meta plugin must not be.
             let recursive = face == Face::Meta && env(RECURSION_MARK).is_some();
-            judge_and_dispatch(face, invocation, version, recursive)
+            judge_and_dispatch(face, invocation, version, (began, recursive))
         }
     };
     match outcome {
         Ok(Some(result)) => Reply::success(pretty(&result)),
         Ok(None) => Reply::success(String::new()),
-        Err(error) => {
-            tracing::error!(code = error.code(), details = error.details(), "{error}");
-            Reply::failure(&error, version)
-        }
+        Err(error) => Reply::failure(&error, version),
     }
 }
 
@@ -88,7 +88,7 @@ fn judge_and_dispatch(
     face: Face,
     invocation: Invocation,
     version: SpecVersion,
-    recursive: bool,
+    (began, recursive): (Instant, bool),
 ) -> Result<Option<Value>, Error> {
     version.allow(invocation.command)?;
     if recursive && invocation.command == Command::Del {
@@ -101,60 +101,86 @@ fn judge_and_dispatch(
         ));
     }
     let settings = match face {
-        Face::Meta => settings_of_meta(&invocation)?,
-        Face::Sriov => {
-            let settings = Settings::of_plugin(&invocation.conf);
-            log::start_at_best(&settings);
-            settings
-        }
+        Face::Meta => Settings::read(&invocation.conf)?,
+        Face::Sriov => Settings::of_plugin(&invocation.conf),
     };
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|source| Error::io("start", "the I/O runtime", source))?;
-    runtime.block_on(dispatch(face, invocation, settings))
+    log::start(&settings.log, &invocation);
+    let command = invocation.command;
+    begin(&invocation);
+    let outcome = judge_keys(face, &invocation, &settings).and_then(|()| {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(|source| Error::io("start", "the I/O runtime", source))?;
+        runtime.block_on(dispatch(face, invocation, settings))
+    });
+    end(command, began, &outcome);
+    outcome
 }
 
-fn settings_of_meta(invocation: &Invocation) -> Result<Settings, Error> {
-    let settings = Settings::read(&invocation.conf)?;
-    log::start(&settings)?;
-    settings.warn_of_ineffective_keys(&invocation.conf);
-    match Settings::judge_unknown_keys(&invocation.conf) {
-        // What was attached before the key was written must be detached all the same.
-        Err(error) if matches!(invocation.command, Command::Del | Command::Gc) => tracing::warn!("{error}"),
-        judged => judged?,
+/// The first line of a call. STATUS is asked every few seconds, and says more only if something is wrong.
+fn begin(invocation: &Invocation) {
+    if invocation.trace == Trace::Invalid {
+        tracing::debug!("{TRACEPARENT} is no trace context: it is not passed on");
     }
-    Ok(settings)
+    let netns = invocation.netns.as_str();
+    match invocation.command {
+        Command::Status => tracing::debug!(step = "begin", "a call begins"),
+        Command::Gc => tracing::info!(step = "begin", "a call begins"),
+        _ => tracing::info!(step = "begin", netns, "a call begins"),
+    }
+}
+
+/// Its last line.
+fn end(command: Command, began: Instant, outcome: &Result<Option<Value>, Error>) {
+    let ms = log::ms(began);
+    match outcome {
+        Ok(_) if command == Command::Status => tracing::debug!(step = "reply", ms, "done"),
+        Ok(_) => tracing::info!(step = "reply", ms, "done"),
+        Err(error) => {
+            tracing::error!(step = "reply", ms, code = error.code(), details = error.details(), "{error}");
+        }
+    }
+}
+
+/// Warns of keys that have no effect, or refuses them.
+fn judge_keys(face: Face, invocation: &Invocation, settings: &Settings) -> Result<(), Error> {
+    let conf = &invocation.conf;
+    match face {
+        Face::Meta => {
+            settings.warn_of_ineffective_keys(conf);
+            match Settings::judge_unknown_keys(conf) {
+                // What was attached before the key was written must be detached all the same.
+                Err(error) if matches!(invocation.command, Command::Del | Command::Gc) => tracing::warn!("{error}"),
+                judged => judged?,
+            }
+        }
+        Face::Sriov => {
+            if let Err(problem) = LogSettings::read(conf) {
+                tracing::warn!("{problem}: {}; logging to stderr alone", problem.details());
+            }
+        }
+    }
+    Ok(())
 }
 
 async fn dispatch(face: Face, invocation: Invocation, settings: Settings) -> Result<Option<Value>, Error> {
-    let span = tracing::info_span!(
-        "call",
-        verb = invocation.command.as_str(),
-        container = invocation.container,
-        interface = invocation.if_name,
-        pod = invocation.args.get("K8S_POD_NAME"),
-        namespace = invocation.args.get("K8S_POD_NAMESPACE"),
-    );
     let command = invocation.command;
-    let work = async {
-        let mut engine = Engine::new(face, invocation, settings)?;
-        let events = engine.events();
-        let outcome = match command {
-            Command::Add => engine.add().await.map(Some),
-            Command::Del => engine.del().await.map(|()| None),
-            Command::Check => engine.check().await.map(|()| None),
-            Command::Gc => engine.gc().await.map(|()| None),
-            Command::Status => engine.status().await.map(|()| None),
-            Command::Version => Ok(None),
-        };
-        // The reply is ready: what is still open, the sandbox's lock above all, is given up, and only then events are waited
-        // for (for 50 ms at most).
-        drop(engine);
-        events.finish().await;
-        outcome
+    let mut engine = Engine::new(face, invocation, settings)?;
+    let events = engine.events();
+    let outcome = match command {
+        Command::Add => engine.add().await.map(Some),
+        Command::Del => engine.del().await.map(|()| None),
+        Command::Check => engine.check().await.map(|()| None),
+        Command::Gc => engine.gc().await.map(|()| None),
+        Command::Status => engine.status().await.map(|()| None),
+        Command::Version => Ok(None),
     };
-    tracing::Instrument::instrument(work, span).await
+    // The reply is ready: what is still open, the sandbox's lock above all, is given up, and only then events are waited
+    // for (for 50 ms at most).
+    drop(engine);
+    events.finish().await;
+    outcome
 }
 
 /// Go's form: four blanks, no line feed at the end.

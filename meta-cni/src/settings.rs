@@ -8,6 +8,7 @@ use std::{
 
 use crate::{
     cni::{Error, Object, check_network_name},
+    log::{self, LogSettings},
     node::NODE_FILE,
 };
 
@@ -30,7 +31,7 @@ pub const CNI_KEYS: [&str; 13] = [
 /// The keys of GC's list of valid attachments.
 const GC_KEYS: [&str; 2] = ["cni.dev/valid-attachments", "cni.dev/attachments"];
 /// Keys of ours and of Multus that have an effect here.
-const KNOWN_KEYS: [&str; 29] = [
+const KNOWN_KEYS: [&str; 31] = [
     "clusterNetwork",
     "delegates",
     "defaultNetworks",
@@ -60,10 +61,12 @@ const KNOWN_KEYS: [&str; 29] = [
     "logFile",
     "logLevel",
     "logToStderr",
+    "logFormat",
+    "logOptions",
 ];
 
-/// Keys of Multus' daemon and of its log's rotation, which have no meaning for one process a call.
-const DAEMON_KEYS: [&str; 15] = [
+/// Keys of Multus' daemon, which have no meaning for one process a call.
+const DAEMON_KEYS: [&str; 14] = [
     "chrootDir",
     "socketDir",
     "daemonSocketDir",
@@ -77,7 +80,6 @@ const DAEMON_KEYS: [&str; 15] = [
     "multusMasterCNI",
     "forceCNIVersion",
     "overrideNetworkName",
-    "logOptions",
     "allowTryDeleteOnErr",
 ];
 
@@ -91,6 +93,8 @@ pub const RUN_DIR: &str = "/run/meta-cni";
 const READINESS_TIMEOUT: Duration = Duration::from_secs(30);
 const ADD_TIMEOUT: Duration = Duration::from_secs(100);
 const DEL_TIMEOUT: Duration = Duration::from_secs(60);
+/// A time that can be added to any other.
+const LONGEST_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
 
 /// Which events a pod gets (`events`).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -168,12 +172,8 @@ pub struct Settings {
     pub del_timeout: Duration,
     /// Types that are attached in-process (`builtins`); others are executed.
     pub builtins: BTreeSet<String>,
-    /// Where to log, besides or in place of stderr (`logFile`).
-    pub log_file: Option<PathBuf>,
-    /// How much to log (`logLevel`: Multus' panic, error, verbose, debug, or ours).
-    pub log_level: String,
-    /// Whether to log to stderr (`logToStderr`).
-    pub log_to_stderr: bool,
+    /// The log.
+    pub log: LogSettings,
 }
 
 impl Settings {
@@ -193,7 +193,7 @@ impl Settings {
         let seconds = |key, default: Duration| -> Result<Duration, Error> {
             match conf.get::<u64>(key)? {
                 Some(0) => Err(Error::Config(format!("\"{key}\" must be at least 1 second"))),
-                value => Ok(value.map_or(default, Duration::from_secs)),
+                value => Ok(value.map_or(default, |value| Duration::from_secs(value).min(LONGEST_TIMEOUT))),
             }
         };
         let settings = Self {
@@ -234,9 +234,7 @@ impl Settings {
                 Some(names) => checked_builtins(names)?,
                 None => BUILTINS.map(str::to_owned).into(),
             },
-            log_file: optional("logFile")?,
-            log_level: conf.text("logLevel")?,
-            log_to_stderr: conf.raw("logToStderr").is_none() || conf.switch("logToStderr")?,
+            log: LogSettings::read(conf)?,
         };
         if settings.cluster_network.is_none() && settings.delegates.is_empty() {
             return Err(Error::Config(
@@ -253,7 +251,6 @@ impl Settings {
     /// The defaults, for a plugin that is called by itself: nothing in its configuration is meant for us but where to log.
     #[must_use]
     pub fn of_plugin(conf: &Object) -> Self {
-        let text = |key| conf.text(key).unwrap_or_default();
         Self {
             cluster_network: None,
             delegates: Vec::new(),
@@ -279,9 +276,7 @@ impl Settings {
             add_timeout: ADD_TIMEOUT,
             del_timeout: DEL_TIMEOUT,
             builtins: BUILTINS.map(str::to_owned).into(),
-            log_file: Some(text("logFile")).filter(|path| !path.is_empty()).map(PathBuf::from),
-            log_level: text("logLevel"),
-            log_to_stderr: true,
+            log: LogSettings::at_best(conf),
         }
     }
 
@@ -292,6 +287,10 @@ impl Settings {
         let of_daemon: Vec<&str> = conf.keys().filter(is_daemons).collect();
         if !of_daemon.is_empty() {
             tracing::warn!("keys of Multus' daemon have no effect here: {}", of_daemon.join(", "));
+        }
+        let options: Option<Object> = conf.get("logOptions").ok().flatten();
+        if options.is_some_and(|options| options.switch("compress").unwrap_or_default()) {
+            tracing::warn!("\"compress\" in \"logOptions\" has no effect: it would keep the pod waiting");
         }
         if self.cluster_network.is_some() && !self.delegates.is_empty() {
             tracing::warn!("\"delegates\" has no effect beside \"clusterNetwork\": give one of them");
@@ -306,7 +305,12 @@ impl Settings {
         let known = || CNI_KEYS.iter().chain(&GC_KEYS).chain(&KNOWN_KEYS).chain(&DAEMON_KEYS).copied();
         let unknown: Vec<&str> =
             conf.keys().filter(|key| !known().any(|name| name.eq_ignore_ascii_case(key))).collect();
-        judge(&unknown, &KNOWN_KEYS, "the configuration of meta-cni", conf.switch("strict")?)
+        let strict = conf.switch("strict")?;
+        judge(&unknown, &KNOWN_KEYS, "the configuration of meta-cni", strict)?;
+        let options = conf.get::<Object>("logOptions")?.unwrap_or_default();
+        let is_option = |key: &&str| log::OPTIONS.iter().any(|name| name.eq_ignore_ascii_case(key));
+        let unknown: Vec<&str> = options.keys().filter(|key| !is_option(key)).collect();
+        judge(&unknown, &log::OPTIONS, "\"logOptions\"", strict)
     }
 }
 
@@ -417,7 +421,7 @@ mod tests {
         assert_eq!(settings.global_namespaces, BTreeSet::from(["default".to_owned()]));
         assert_eq!(settings.builtins.len(), 3);
         assert_eq!(settings.events, EventLevel::Failures);
-        assert!(settings.log_to_stderr && !settings.namespace_isolation);
+        assert!(settings.log.to_stderr && !settings.namespace_isolation);
     }
 
     #[test]

@@ -28,6 +28,8 @@ impl Node {
         let mut card = definition("dra-card", &json!({"cniVersion": "1.0.0", "type": "card"}));
         card["metadata"]["annotations"] = json!({"k8s.v1.cni.cncf.io/resourceName": RESOURCE});
         Bed::kubectl(&["apply", "--validate=false", "-f", "-"], &card.to_string());
+        // Claims with admin access are allowed only there.
+        Bed::kubectl(&["label", "namespace", "default", "--overwrite", "resource.kubernetes.io/admin-access=true"], "");
         for kind in ["resourceslices", "resourceclaims"] {
             Bed::kubectl(&["delete", kind, "--all"], "");
         }
@@ -44,6 +46,7 @@ impl Node {
         let calls = self.recorder.calls();
         self.recorder.take();
         let devices = calls.iter().map(|call| call.0["conf"]["deviceID"].clone()).collect();
+        calls.iter().for_each(|call| assert_eq!(call.0["conf"]["pciBusID"], call.0["conf"]["deviceID"]));
         (asked, devices)
     }
 
@@ -166,7 +169,6 @@ fn devices_of_resource_claims_go_to_networks_beside_those_of_device_plugins() {
     // What does not concern us: another node's, and another driver's, of the same names.
     slice("far", (DRIVER, "node-2"), (9, 1), &[("a", "0000:0a:00.8"), ("b", "0000:0a:00.8")]);
     slice("other", ("other.example.org", "node-1"), (9, 1), &[("a", "0000:0a:00.7"), ("b", "0000:0a:00.7")]);
-    Bed::kubectl(&["label", "namespace", "default", "--overwrite", "resource.kubernetes.io/admin-access=true"], "");
     ["own", "dra-made"].into_iter().for_each(claim);
     let pod = pod("dra", &["own"], &["made"]);
     let neighbour = ApiPod { name: "neighbour".to_owned(), uid: "00000000-0000-4000-8000-000000000001".to_owned() };

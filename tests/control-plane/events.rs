@@ -58,6 +58,12 @@ fn all_posted() {
     wait_for("the processes that post events end", 20, || posters().is_empty());
 }
 
+/// The session that a process is of.
+fn session(pid: &str) -> Option<String> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    Some(stat.rsplit_once(") ")?.1.split(' ').nth(3)?.to_owned())
+}
+
 /// What is refused before the server is asked for anything.
 fn wrong() -> Value {
     json!({NETWORKS: "[{\"name\":\"wrong\",\"ips\":[\"nonsense\"]}]"})
@@ -105,6 +111,14 @@ fn networks_that_are_not_there_are_in_the_description_of_the_pod_and_only_once()
     assert_eq!(said("absent", 2), wanted);
     assert!(events("absent").iter().all(|event| event["count"] == 1));
     bed.assert_undone(&netns);
+
+    // Not as many as an annotation can name.
+    let many: Vec<String> = (0..80).map(|number| format!("no-such-{number}")).collect();
+    let pod = Bed::pod_with("absent-many", &many.join(","));
+    let conf = handed(&conf, &json!({NETWORKS: many.join(",")}));
+    let outcome = bed.call("ADD", &netns, &conf, &pod).run();
+    assert!(outcome.stderr.contains("a pod gets no more than 64 events of a call"), "{outcome:#?}");
+    assert_eq!(said("absent-many", 64).len(), 64);
 }
 
 #[test]
@@ -323,35 +337,40 @@ fn refusal(bed: &Bed, netns: &str, conf: &Value, pod: &ApiPod) -> Duration {
 #[test]
 fn a_server_that_hangs_does_not_hold_the_reply_up_and_has_the_event_later() {
     let mut bed = Bed::enter();
+    let all = handed(&conf(&bed, "all"), &json!({}));
     let [silent, conf] = ["off", "failures"].map(|events| handed(&conf(&bed, events), &wrong()));
-    let pod = Bed::pod("hangs-refused", &wrong());
+    let [pod, plain] =
+        [("hangs-refused", wrong()), ("hangs-attached", json!({}))].map(|(name, of)| Bed::pod(name, &of));
     let netns = bed.world.netns();
     bed.pause();
+    // An ADD that succeeds has the sandbox's lock to its end.
+    let other = bed.world.netns();
+    bed.call("ADD", &other, &all, &plain).ok();
     let alone = refusal(&bed, &netns, &silent, &pod);
     let with_event = refusal(&bed, &netns, &conf, &pod);
     println!("a refusal takes {alone:?} without events, {with_event:?} with one that the server does not take");
     assert!(with_event < alone + Duration::from_secs(1), "{with_event:?}, without events {alone:?}");
-    let session = |pid: &str| {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        stat.rsplit_once(") ").and_then(|(_, rest)| rest.split(' ').nth(3).map(str::to_owned))
-    };
-    let leads = |pid: &String| session(pid).as_ref() == Some(pid);
-    // The last that it lets go of.
-    let is_quiet = |pid: &String| fs::read_link(format!("/proc/{pid}/fd/0")).is_ok_and(|path| path.ends_with("null"));
-    let settled = || posters().len() == 1 && posters().iter().all(|pid| leads(pid) && is_quiet(pid));
-    wait_for("one process, in a session of its own", 5, settled);
-    let poster = posters();
-    let process = format!("/proc/{}", poster[0]);
-    let link = |name: &str| fs::read_link(format!("{process}/{name}")).unwrap().display().to_string();
-    assert_eq!(["cwd", "fd/0", "fd/1", "fd/2"].map(link), ["/", "/dev/null", "/dev/null", "/dev/null"]);
-    let open: Vec<String> = names(format!("{process}/fd")).iter().map(|name| link(&format!("fd/{name}"))).collect();
-    assert!(!open.iter().any(|path| path.contains("meta-cni")), "{open:?}");
-    // The sandbox is free while that one waits.
-    let began = Instant::now();
-    bed.call("DEL", &netns, &conf, &pod).ok();
-    assert!(began.elapsed() < Duration::from_secs(1), "DEL waited for {:?}", began.elapsed());
+    wait_for("two processes, each in a session of its own", 5, || {
+        posters().len() == 2 && posters().iter().all(|pid| session(pid).as_ref() == Some(pid))
+    });
+    let waiting = posters();
+    for pid in &waiting {
+        let link = |name: &str| fs::read_link(format!("/proc/{pid}/{name}")).unwrap().display().to_string();
+        wait_for("nothing of ours is open", 5, || {
+            let open: Vec<String> =
+                names(format!("/proc/{pid}/fd")).iter().map(|fd| link(&format!("fd/{fd}"))).collect();
+            open[..3] == ["/dev/null"; 3] && !open.iter().any(|path| path.contains("meta-cni"))
+        });
+        assert_eq!(link("cwd"), "/");
+    }
+    // The sandboxes are free while these wait.
+    for (netns, pod) in [(&netns, &pod), (&other, &plain)] {
+        let began = Instant::now();
+        bed.call("DEL", netns, &conf, pod).ok();
+        assert!(began.elapsed() < Duration::from_secs(1), "DEL waited for {:?}", began.elapsed());
+    }
     refusal(&bed, &netns, &silent, &pod);
-    assert_eq!(posters(), poster);
+    assert_eq!(posters(), waiting);
     // And if it cannot be started, that is in the log.
     let failing =
         ["strace", "-f", "-qq", "-o", "/dev/null", "-P", "/proc/self/exe", "-e", "inject=execve:error=EACCES"];
@@ -360,6 +379,7 @@ fn a_server_that_hangs_does_not_hold_the_reply_up_and_has_the_event_later() {
     assert!(outcome.stderr.contains("events are lost: no process could be started"), "{outcome:#?}");
     bed.resume();
     assert_eq!(said("hangs-refused", 1).len(), 1);
+    assert_eq!(said("hangs-attached", 1).len(), 1);
     all_posted();
     bed.assert_undone(&netns);
 }

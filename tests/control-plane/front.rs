@@ -20,7 +20,7 @@ use kube::{
     config::{KubeConfigOptions, Kubeconfig},
 };
 use nix::sys::socket::{setsockopt, sockopt};
-use serde_json::json;
+use serde_json::Value;
 
 use crate::bed::Bed;
 
@@ -40,7 +40,17 @@ struct Script {
     method: &'static str,
     next: VecDeque<Answer>,
     always: Option<Answer>,
-    received: Vec<(Instant, String)>,
+    received: Vec<Received>,
+}
+
+/// A request that came.
+#[derive(Debug, Clone)]
+pub(crate) struct Received {
+    pub(crate) at: Instant,
+    /// `METHOD PATH`.
+    pub(crate) request: String,
+    /// With which credentials.
+    pub(crate) authorization: String,
 }
 
 /// The front. It ends with its value.
@@ -72,9 +82,9 @@ impl Front {
         front
     }
 
-    /// A kubeconfig that leads to it.
-    pub(crate) fn kubeconfig(&self) -> PathBuf {
-        Bed::kubeconfig("front", &self.server, &json!({"token": Bed::token()}))
+    /// A kubeconfig that leads to it. It looks at nobody's credentials.
+    pub(crate) fn kubeconfig(&self, user: &Value) -> PathBuf {
+        Bed::kubeconfig("front", &self.server, user)
     }
 
     /// The next requests of a method are answered so; those after them are handed on.
@@ -87,8 +97,8 @@ impl Front {
         *self.script.lock().unwrap() = Script { method, always: Some(answer), ..Script::default() };
     }
 
-    /// The requests of the chosen method so far, `METHOD PATH`, and when they came.
-    pub(crate) fn received(&self) -> Vec<(Instant, String)> {
+    /// The requests of the chosen method so far.
+    pub(crate) fn received(&self) -> Vec<Received> {
         self.script.lock().unwrap().received.clone()
     }
 }
@@ -98,6 +108,40 @@ impl Drop for Front {
         self.ended.store(true, Ordering::Relaxed);
         let _ = TcpStream::connect(self.address);
     }
+}
+
+/// A load balancer that does not look into what it carries: it takes connections and, of the first ones, drops as many as
+/// a test wants; gives its URL.
+pub(crate) fn tunnel(dropped: usize) -> String {
+    let server = Bed::server();
+    let target = server.strip_prefix("https://").unwrap().to_owned();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("https://{}", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for (number, stream) in listener.incoming().map(Result::unwrap).enumerate() {
+            if number < dropped {
+                // Once without a word, once by a reset.
+                if number % 2 == 1 {
+                    reset(&stream);
+                }
+                continue;
+            }
+            let onward = TcpStream::connect(&target).unwrap();
+            for (mut from, mut to) in [(stream.try_clone().unwrap(), onward.try_clone().unwrap()), (onward, stream)] {
+                std::thread::spawn(move || {
+                    let _ = std::io::copy(&mut from, &mut to);
+                    let _ = to.shutdown(std::net::Shutdown::Write);
+                });
+            }
+        }
+    });
+    url
+}
+
+/// Has a connection end by a reset when it is closed.
+fn reset(stream: &TcpStream) {
+    let at_once = nix::libc::linger { l_onoff: 1, l_linger: 0 };
+    setsockopt(&stream.as_fd(), sockopt::Linger, &at_once).unwrap();
 }
 
 /// A request as it was sent.
@@ -136,7 +180,12 @@ fn serve(stream: TcpStream, script: &Mutex<Script>, upstream: &Path) {
             let mut script = script.lock().unwrap();
             let concerned = sent.method == script.method;
             if concerned {
-                script.received.push((Instant::now(), format!("{} {}", sent.method, sent.path)));
+                let authorization = sent.headers.iter().find(|(key, _)| key == "authorization");
+                script.received.push(Received {
+                    at: Instant::now(),
+                    request: format!("{} {}", sent.method, sent.path),
+                    authorization: authorization.map(|(_, value)| value.clone()).unwrap_or_default(),
+                });
             }
             script.always.or_else(|| script.next.front().copied()).filter(|_| concerned).inspect(|_| {
                 script.next.pop_front();
@@ -160,8 +209,7 @@ fn serve(stream: TcpStream, script: &Mutex<Script>, upstream: &Path) {
                 let (code, body) = hand_on(sent, upstream);
                 let whole = text(code, "", &body);
                 writer.write_all(&whole[..whole.len() / 2]).unwrap();
-                let at_once = nix::libc::linger { l_onoff: 1, l_linger: 0 };
-                setsockopt(&writer.as_fd(), sockopt::Linger, &at_once).unwrap();
+                reset(&writer);
                 return;
             }
             Some(Answer::Close) => return,

@@ -39,6 +39,7 @@ fn request(header: &str) -> String {
         0 => kind.to_owned(),
         0x4 => format!("{kind}, acknowledged"),
         0x300 => format!("{kind}, all"),
+        0x404 => format!("{kind}, beside others, acknowledged"),
         0x604 => format!("{kind}, if there is none, acknowledged"),
         other => format!("{kind}, flags {other:#x}"),
     }
@@ -79,7 +80,7 @@ fn a_vf_with_vlan_spoofchk_trust_and_one_address_takes_ten_messages() {
         ("set link, acknowledged", "up"),
         ("get link", "the VF in the pod"),
         ("new address, if there is none, acknowledged", ""),
-        ("new route, if there is none, acknowledged", ""),
+        ("new route, beside others, acknowledged", ""),
         ("get addresses, all", "read back"),
         ("get routes, all", "read back"),
     ];

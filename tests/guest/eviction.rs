@@ -5,7 +5,7 @@ use std::fs;
 use serde_json::json;
 
 use crate::{
-    harness::Interface,
+    harness::{Answer, Interface, KUBELET_SOCKET, Kubelet, PodResources},
     ownership::{STATE, attached, given_to_b, node, state_of_b},
 };
 
@@ -71,5 +71,33 @@ fn a_device_id_written_by_hand_and_a_device_of_two_pods_give_no_right_to_evict()
         assert_eq!(vf.row()["vlan_list"][0]["vlan"], 12);
     }
     node.del("a", &a);
+    node.assert_as_before();
+}
+
+#[test]
+fn kubelet_is_asked_who_else_has_a_vf_before_its_owner_loses_it() {
+    let node = node();
+    let vf = &node.a[4];
+    let a = attached(&node, "a", "net-a", vf);
+    let entry = |pod: &str| PodResources::new(pod, &[&[("bed.test/vf", &[&vf.pci])]]);
+    // What the checkpoint says does not count while kubelet itself answers.
+    let b = given_to_b(&node, vf);
+    let kubelet = Kubelet::serve([Answer::pod(entry("b")), Answer::pods(vec![entry("a"), entry("b")])]);
+    let text = node.call("ADD", "b", &b).fails(100);
+    assert!(text.contains("is already allocated") && text.contains("meta:a:eth0:net1"), "{text}");
+    assert_eq!(kubelet.asked(), ["Get default/b", "List"]);
+    assert_eq!(Interface::find(&a, "net1").unwrap().mac(), "02:00:00:00:00:0a");
+    drop(kubelet);
+
+    let others = PodResources::new("a", &[&[("bed.test/vf", &["0000:ff:1f.7"])]]);
+    let kubelet = Kubelet::serve([Answer::pod(entry("b")), Answer::pods(vec![others, entry("b")])]);
+    node.add("b", &b);
+    assert_eq!(kubelet.asked(), ["Get default/b", "List"]);
+    assert!(Interface::find(&a, "net1").is_none());
+    state_of_b(&b, vf);
+    drop(kubelet);
+    fs::remove_file(KUBELET_SOCKET).unwrap();
+    node.del("a", &a);
+    node.del("b", &b);
     node.assert_as_before();
 }

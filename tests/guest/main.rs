@@ -28,6 +28,7 @@ mod face;
 mod howto;
 mod kinds;
 mod many;
+mod matrix;
 mod multus;
 mod node;
 mod ownership;

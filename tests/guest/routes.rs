@@ -3,9 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::{
-    harness::{
-        FLANNELS_DEFAULTS, Interface, assert_check_sees_changes, assert_defaults, assert_no_network, defaults, ip_in,
-    },
+    harness::{FLANNELS_DEFAULTS, assert_check_sees_changes, assert_defaults, assert_no_network, defaults, ip_in},
     node::{Node, sriov},
 };
 
@@ -53,9 +51,12 @@ fn the_default_routes_go_to_the_vfs_that_the_pod_names() {
             assert_check_sees_changes(&|| node.call("CHECK", "p", &netns), &netns, &title, expected);
         }
         node.del("p", &netns);
-        assert_no_network(&netns);
-        node.assert_as_before();
+        if expected == of_eth0 {
+            assert_no_network(&netns);
+        }
+        node.world.assert_clean();
     }
+    node.assert_as_before();
 }
 
 /// As the example of sriov-cni's README has it: the network's own IPAM gives a default route, while Flannel's is there.
@@ -109,8 +110,9 @@ fn a_default_route_that_cannot_be_is_refused_or_undone() {
         let netns = pod(&node, &networks);
         let text = node.call("ADD", "p", &netns).fails(7);
         assert!(text.contains(&says), "{text}\nwanted: {says}");
-        assert!(Interface::find(&netns, "eth0").is_none());
-        assert!(!ip_in(&netns, "route show table all").contains("default"));
-        node.assert_as_before();
+        let left = ip_in(&netns, "route show table all");
+        assert!(left.lines().all(|route| route.contains("dev lo")), "{left}");
+        node.world.assert_clean();
     }
+    node.assert_as_before();
 }

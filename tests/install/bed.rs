@@ -89,6 +89,11 @@ impl Node {
         fs::hard_link(&self.program, self.bin.join("meta-cni")).unwrap();
     }
 
+    /// Whether the program that is installed is the one that installs.
+    pub(crate) fn has_own_program(&self) -> bool {
+        fs::read(self.bin.join("meta-cni")).unwrap() == fs::read(&self.program).unwrap()
+    }
+
     pub(crate) fn program(&self) -> &Path {
         &self.program
     }
@@ -205,8 +210,9 @@ impl Node {
         let mut conf = list["plugins"][0].clone();
         conf["name"] = list["name"].clone();
         conf["cniVersion"] = list["cniVersion"].clone();
+        // Ours is where we were told to put it, the others are in the runtime's directory.
+        let program = Path::new(conf["binDir"].as_str().unwrap()).join(conf["type"].as_str().unwrap());
         conf["binDir"] = json!(self.bin);
-        let program = self.bin.join(conf["type"].as_str().unwrap());
         self.world.call(verb, pod, netns, &conf).program(&program).pod(pod)
     }
 }
@@ -300,6 +306,14 @@ impl Watch {
             std::thread::sleep(Duration::from_millis(2));
         }
         began.elapsed()
+    }
+
+    /// Waits until it holds the node, so that nobody uninstalls.
+    pub(crate) fn holds(&self) {
+        self.until("it holds the node", || {
+            let state = fs::File::open(STATE);
+            state.is_ok_and(|state| matches!(state.try_lock(), Err(fs::TryLockError::WouldBlock)))
+        });
     }
 
     /// Waits until it has said something.

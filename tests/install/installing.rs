@@ -40,7 +40,7 @@ fn a_node_is_installed_and_its_pods_get_their_networks() {
     assert!(!Path::new(PRIMARY).exists());
     assert_eq!((fs::read(KEPT).unwrap(), fs::metadata(KEPT).unwrap().mode() & 0o7777), (before, 0o640));
     let program = node.bin.join("meta-cni");
-    assert_eq!(fs::read(&program).unwrap(), fs::read(node.program()).unwrap());
+    assert!(node.has_own_program());
     assert_eq!(fs::metadata(&program).unwrap().mode() & 0o7777, 0o755);
 
     let netns = node.world.netns();
@@ -114,7 +114,7 @@ fn an_upgrade_replaces_a_program_that_runs() {
     let node = node.another_build();
     let text = node.install(&[]);
     assert!(text.contains("/run/test/bin/meta-cni is version "), "{text}");
-    assert_eq!(fs::read(node.bin.join("meta-cni")).unwrap(), fs::read(node.program()).unwrap());
+    assert!(node.has_own_program());
     call.feed(&mut running);
     assert!(running.wait().unwrap().success());
     assert!(Interface::find(&netns, "net1").is_some());

@@ -80,7 +80,10 @@ fn pods_with_networks_are_listed_and_keep_us_on_the_node() {
         node.world.call("ADD", "plain", &netns[2], &conf).pod("plain").ok();
         conf
     };
+    let ours = fs::metadata(OURS).unwrap().ino();
     let text = node.refuses("uninstall", &[], 1);
+    // Not even for a moment.
+    assert_eq!(fs::metadata(OURS).unwrap().ino(), ours);
     for part in [
         "2 networks of living pods",
         "default/p: default/net-a as net1",
@@ -97,7 +100,7 @@ fn pods_with_networks_are_listed_and_keep_us_on_the_node() {
     node.world.delete_netns(&netns[1]);
     let text = node.refuses("uninstall", &[], 1);
     assert!(text.contains("1 network of living pods") && !text.contains("default/q"), "{text}");
-    std::os::unix::fs::symlink("/", "/run/test/root").unwrap();
+    symlink("/", "/run/test/root").unwrap();
     let text = node.refuses("uninstall", &["--host-root", "/run/test/root"], 1);
     assert!(text.contains("2 networks of living pods"), "{text}");
 
@@ -117,12 +120,33 @@ fn pods_with_networks_are_listed_and_keep_us_on_the_node() {
 }
 
 #[test]
+fn directories_are_found_by_our_conf_whatever_the_command_line_says() {
+    let node = Node::new();
+    let before = node.tree();
+    node.install(&["--state-dir", "/var/lib/cni/other", "--cni-bin-dir", "/run/test/other-bin"]);
+    assert!(Path::new("/run/test/other-bin/meta-cni").exists());
+    let netns = node.world.netns();
+    node.add("p", &netns);
+    assert!(node.refuses("uninstall", &[], 1).contains("default/p"));
+    node.del("p", &netns);
+    for pool in ["podnet", "net-a"] {
+        fs::remove_dir_all(format!("/var/lib/cni/networks/{pool}")).unwrap();
+    }
+    node.uninstall(&[]);
+    let _ = fs::remove_dir("/var/lib/cni/networks");
+    assert!(!Path::new("/run/test/other-bin/meta-cni").exists());
+    assert_eq!(node.tree(), before);
+}
+
+#[test]
 fn what_an_earlier_boot_left_keeps_nobody() {
     let node = Node::new();
     node.install(&[]);
     node.add("p", &node.world.netns());
     node.world.reboot();
-    let text = node.uninstall(&[]);
+    // Not even where nobody sees whether its namespace is there.
+    symlink("/", "/run/test/root").unwrap();
+    let text = node.uninstall(&["--host-root", "/run/test/root"]);
     assert!(text.contains("records of 1 sandboxes"), "{text}");
     assert_eq!(names(NET_D), ["10-podnet.conflist"]);
 }
@@ -132,6 +156,12 @@ fn nothing_is_removed_while_an_installer_stays_on_the_node() {
     let node = Node::new();
     let watch = node.watch(&[]);
     watch.until("it is installed", || Path::new(OURS).exists() && !Path::new(PRIMARY).exists());
+    watch.holds();
+    // Nor if it lost what it held.
+    fs::remove_dir_all(STATE).unwrap();
+    fs::remove_file(OURS).unwrap();
+    watch.until("it is installed again", || Path::new(OURS).exists());
+    watch.holds();
     let text = node.refuses("uninstall", &["--force"], 1);
     assert!(text.contains("an installer stays on this node") && text.contains("removing the DaemonSet"), "{text}");
     assert_eq!(watch.end(Signal::SIGTERM), Some(0));

@@ -13,6 +13,7 @@ mod axes;
 #[allow(dead_code, reason = "the bed is the control plane suite's, too")]
 #[path = "../control-plane/bed.rs"]
 mod bed;
+mod grid;
 mod network;
 mod pairs;
 mod proxy;
@@ -24,7 +25,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use axes::{Cell, cells, counts};
+use axes::MATRIX;
+use grid::Cell;
 use site::Site;
 
 /// The part of the cells that is run in short. The first ones are the most varied.
@@ -41,7 +43,7 @@ fn number(key: &str, default: u64) -> u64 {
 
 /// The cells to be run, and what they are.
 fn chosen() -> (Vec<Cell>, String) {
-    let mut all = cells();
+    let mut all = MATRIX.cells();
     match std::env::var("MATRIX").as_deref() {
         Err(_) => {
             all.truncate(all.len().div_ceil(SHORT));
@@ -63,9 +65,12 @@ fn chosen() -> (Vec<Cell>, String) {
 #[test]
 fn kernel_result_and_status_agree_in_every_cell() {
     let (chosen, which) = chosen();
-    let (pairs, triples) = counts();
+    let (pairs, triples) = MATRIX.counts();
     let numbers: Vec<usize> = chosen.iter().map(|cell| cell.index).collect();
-    say(&format!("matrix: {} cells, {pairs} pairs, {triples} triples; chosen: {which}: {numbers:?}", cells().len()));
+    say(&format!(
+        "matrix: {} cells, {pairs} pairs, {triples} triples; chosen: {which}: {numbers:?}",
+        MATRIX.cells().len()
+    ));
     let began = Instant::now();
     let limit = Duration::from_secs(number("MATRIX_SECONDS", 24 * 3600));
     let mut site = Site::start(&chosen);

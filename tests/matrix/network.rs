@@ -5,7 +5,7 @@ use std::{fs, path::Path};
 use serde_json::{Value, json};
 
 use crate::{
-    axes::Cell,
+    grid::Cell,
     harness::{Interface, World, ip},
 };
 

@@ -9,8 +9,8 @@ use std::{
 use serde_json::{Value, json};
 
 use crate::{
-    axes::Cell,
     bed::{ApiPod, Bed, NETWORKS, handed},
+    grid::Cell,
     harness::{Call, Interface, ip, names},
     network::{self, CONF_DIR, Network, default_gateways},
     proxy::{DELAY, Proxy},

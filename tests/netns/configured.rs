@@ -229,8 +229,9 @@ fn a_conf_of_multus_works_as_it_is() {
         let warned: Vec<&str> =
             outcome.stderr.lines().filter(|line| line.contains("WARN") && line.contains("daemon")).collect();
         assert_eq!(warned.len(), 1, "{outcome:#?}");
+        let compressing = outcome.stderr.lines().filter(|line| line.contains("compress") && line.contains("no effect"));
+        assert_eq!(compressing.count(), 1, "{outcome:#?}");
         for key in [
-            "logOptions",
             "daemonSocketDir",
             "chrootDir",
             "multusConfigFile",

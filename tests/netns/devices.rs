@@ -1,7 +1,7 @@
 //! Where devices come from: kubelet's pod-resources API in all the ways that it answers, and its checkpoint; and what
 //! becomes of IDs that are no PCI addresses.
 
-use std::{fs, time::Instant};
+use std::{fs, path::Path, time::Instant};
 
 use serde_json::{Value, json};
 
@@ -140,6 +140,15 @@ fn a_kubelet_that_does_not_answer_or_answers_nonsense_is_an_error_that_passes() 
 }
 
 #[test]
+fn a_kubelet_that_hangs_does_not_take_the_whole_time_of_add() {
+    let node = node();
+    let _kubelet = Kubelet::serve([Answer::Nothing]);
+    let begun = Instant::now();
+    node.refuses(&node.conf, 11, &[KUBELET_SOCKET, "no answer in time"]);
+    assert!(begun.elapsed().as_secs() < 50, "{:?}", begun.elapsed());
+}
+
+#[test]
 fn without_a_kubelet_at_the_socket_its_checkpoint_says() {
     let node = node();
     drop(Kubelet::serve([LIMITED]));
@@ -199,10 +208,21 @@ fn ids_that_are_no_pci_addresses_are_the_executed_plugins_own_affair() {
     let node = node();
     let ids = ["auxiliary/mlx5_core.sf.4", "vdpa:0000:65:00.3/vdpa0"];
     let _kubelet = Kubelet::serve([Answer::pod(PodResources::new("p", &[&[(RESOURCE, &ids)]]))]);
-    let told = node.attaches(&node.conf, &["ADD first eth0", "ADD net-x net1", "ADD net-x data0"]);
+    // What the device plugin wrote of the first; a name of a file has no slash.
+    let infos = Path::new("/run/k8s.cni.cncf.io/devinfo/dp");
+    fs::create_dir_all(infos).unwrap();
+    let info = json!({"type": "vdpa", "version": "1.1.0"});
+    fs::write(infos.join("example.org-port-auxiliary-mlx5_core.sf.4-device.json"), info.to_string()).unwrap();
+    let call = |verb| node.world.call(verb, "c1", &node.netns, &node.conf).pod("p");
+    call("ADD").ok();
+    let told = node.recorder.calls();
     for (call, id) in told[1..].iter().zip(ids) {
-        assert_eq!(call["conf"]["deviceID"], id);
+        assert_eq!((&call.0["conf"]["deviceID"], &call.0["conf"]["pciBusID"]), (&json!(id), &json!(id)));
     }
+    let status = node.world.status("p").unwrap();
+    assert_eq!((&status[1]["device-info"], &status[2]["device-info"]), (&info, &Value::Null));
+    call("DEL").ok();
+    assert_eq!(node.recorder.take().len(), 6);
 
     // The built-in `sriov` needs a PCI address; nothing has happened by then.
     let config =

@@ -7,7 +7,9 @@ use std::{
     iter,
     net::{TcpListener, TcpStream},
     process::{Command, Stdio},
+    sync::mpsc,
     thread,
+    time::Duration,
 };
 
 use serde_json::{Value, json};
@@ -36,6 +38,72 @@ fn without_an_api_server_events_are_in_the_log_alone() {
     }
     world.call("DEL", "c1", &netns, &conf).pod("p").ok();
     world.assert_clean();
+}
+
+/// `REASON: MESSAGE` of the events in a log.
+fn said(log: &str) -> Vec<String> {
+    let events = log.lines().filter_map(|line| line.split_once(" meta_cni::cluster::events: "));
+    let parts = events.filter_map(|(_, event)| event.rsplit_once(" reason=\""));
+    parts.map(|(message, reason)| format!("{}: {message}", reason.trim_end_matches('"'))).collect()
+}
+
+#[test]
+fn whatever_refuses_a_network_has_an_event_with_its_reason_and_what_refuses_the_primary_has_none() {
+    let world = World::new();
+    Recorder::install(&world.bin, &["main", "x"]);
+    let conf = world.conf(&world.primary(&json!({"cniVersion": "1.0.0", "name": "main", "type": "main"})));
+    for name in ["x", "y"] {
+        world.definition(name, &json!({"cniVersion": "1.0.0", "type": "x"}));
+    }
+    world.definition_with_resource("v", "example.com/vf", &json!({"cniVersion": "1.0.0", "type": "x"}));
+    world.definition("empty", &json!({}));
+    let netns = world.netns();
+    let route = |name: &str| json!({"name": name, "default-route": ["10.0.0.1"]});
+    let routes = json!([route("x"), route("y")]).to_string();
+    for (key, value, networks, wanted) in [
+        (
+            "namespaceIsolation",
+            json!(true),
+            "other/x",
+            "AttachmentRefused: other/x: a pod may use definitions of its own",
+        ),
+        (
+            "defaultNetworks",
+            json!(["/etc/cni/none.conf"]),
+            "x",
+            "NoNetworkFound: defaultNetworks \"/etc/cni/none.conf\"",
+        ),
+        (
+            "defaultNetworks",
+            json!(["nothing"]),
+            "x",
+            "NoNetworkFound: defaultNetworks \"nothing\": there is no definition",
+        ),
+        ("strict", json!(false), "v", "AttachmentRefused: default/v: "),
+        ("strict", json!(false), "empty", "AttachmentRefused: definition default/empty: "),
+        ("strict", json!(false), "x@lo", "AttachmentRefused: default/x as lo: lo is the loopback interface"),
+        (
+            "strict",
+            json!(false),
+            routes.as_str(),
+            "AttachmentRefused: default/x as net1 and default/y as net2 both ask",
+        ),
+        ("strict", json!(false), "x,,y", "AttachmentRefused: annotation k8s.v1.cni.cncf.io/networks: "),
+        // Neither plugin is found; one of them is the primary's.
+        ("binDir", json!("/none"), "x", "AttachmentRefused: default/x as net1: failed to find plugin"),
+        ("clusterNetwork", json!("/etc/cni/none.conf"), "x", ""),
+        ("clusterNetwork", json!("nothing"), "x", ""),
+    ] {
+        let mut conf = conf.clone();
+        conf[key] = value;
+        world.pod("p", networks);
+        let outcome = world.call("ADD", "c1", &netns, &conf).pod("p").env("CNI_PATH", "/none").run();
+        assert_eq!(outcome.code, 1, "{outcome:#?}");
+        let said = said(&outcome.stderr);
+        let as_wanted =
+            if wanted.is_empty() { said.is_empty() } else { said.len() == 1 && said[0].starts_with(wanted) };
+        assert!(as_wanted, "{key} {networks}: {said:#?} in {outcome:#?}");
+    }
 }
 
 #[test]
@@ -108,11 +176,15 @@ fn sent(world: &World, codes: &'static [u16]) -> Vec<(String, Value)> {
     conf["kubeconfig"] = json!("/run/test/kubeconfig");
     let annotations = json!({"k8s.v1.cni.cncf.io/networks": "wrong@a:b"});
     conf["runtimeConfig"] = json!({"io.kubernetes.cri.pod-annotations": annotations});
-    let serve =
-        move |code: &u16| iter::repeat_with(|| listener.accept().unwrap().0).find_map(|stream| answer(stream, *code));
-    let server = thread::spawn(move || codes.iter().filter_map(serve).collect());
+    let (sender, receiver) = mpsc::channel();
+    thread::spawn(move || {
+        for code in codes {
+            let sent = iter::repeat_with(|| listener.accept().unwrap().0).find_map(|stream| answer(stream, *code));
+            sender.send(sent.unwrap()).unwrap();
+        }
+    });
     world.call("ADD", "c1", &world.netns(), &conf).pod("p").fails(7);
-    server.join().unwrap()
+    codes.iter().map(|_| receiver.recv_timeout(Duration::from_secs(20)).expect("another request")).collect()
 }
 
 #[test]

@@ -19,6 +19,7 @@ mod events;
 mod face;
 mod flannel;
 mod forms;
+mod logs;
 mod multus;
 mod primary;
 mod reboot;

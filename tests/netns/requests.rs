@@ -349,6 +349,13 @@ fn a_wrong_configuration_of_the_meta_plugin() {
     ] {
         node.refuses(&node.with(key, value), 7, &[says]);
     }
+    // A time beyond all bounds is merely long.
+    let mut conf = node.conf.clone();
+    for key in ["addTimeoutSeconds", "delTimeoutSeconds", "readinessTimeoutSeconds"] {
+        conf[key] = json!(u64::MAX);
+    }
+    node.world.pod("p", "x");
+    node.attaches(&conf, &["ADD first eth0", "ADD net-x net1"]);
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::{fs, path::Path, process::Command};
 
 use serde_json::{Value, json};
 
-use crate::harness::{Call, Recorder, World, beds};
+use crate::harness::{Call, Interface, Recorder, World, beds};
 
 const VERSIONS: [&str; 7] = ["0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
 
@@ -302,4 +302,36 @@ fn a_failure_in_the_middle_undoes_the_whole_chain_in_reverse() {
         assert!(!Path::new("/var/lib/cni/results").exists(), "no cache is left for another runtime to find");
         chain.world.assert_clean();
     }
+}
+
+/// `tuning` changes the MTU, and passes on the result of the plugin before it as that was.
+#[test]
+fn network_status_tells_the_mtu_that_a_chain_left() {
+    let world = World::new();
+    let recorder = Recorder::install(&world.bin, &["first", "second"]);
+    for (plugin, name) in [("first", "eth0"), ("second", "net1")] {
+        let result =
+            json!({"cniVersion": "1.1.0", "interfaces": [{"name": name, "mtu": 1500, "sandbox": "/run/netns/x"}]});
+        let make = format!("nsenter --net=$CNI_NETNS ip link add {name} type veth peer name peer-{name}");
+        recorder.behave(plugin, "ADD", &format!("{make}; echo '{result}'; exit 0"));
+    }
+    world.plugins("reference", &["tuning"]);
+    let primary = world.primary(&json!({"cniVersion": "1.1.0", "name": "main", "plugins": [{"type": "first"}]}));
+    let plugins = json!([{"type": "second"}, {"type": "tuning", "mtu": 1380}]);
+    world.definition("net-a", &json!({"cniVersion": "1.1.0", "plugins": plugins}));
+    world.pod("p", "net-a");
+    let (conf, netns) = (world.conf(&primary), world.netns());
+    world.call("ADD", "c1", &netns, &conf).pod("p").ok();
+    assert_eq!(Interface::find(&netns, "net1").unwrap().mtu(), 1380);
+    let status = world.status("p").unwrap();
+    assert_eq!((&status[0]["mtu"], &status[1]["mtu"]), (&json!(1500), &json!(1380)), "{status:#}");
+    // The plugins get back what they printed.
+    world.call("DEL", "c1", &netns, &conf).pod("p").ok();
+    let told = recorder
+        .calls()
+        .into_iter()
+        .map(|call| call.0)
+        .find(|call| call["plugin"] == "second" && call["verb"] == "DEL");
+    assert_eq!(told.unwrap()["conf"]["prevResult"]["interfaces"][0]["mtu"], 1500);
+    world.assert_clean();
 }

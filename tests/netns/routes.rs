@@ -4,8 +4,8 @@
 use serde_json::{Value, json};
 
 use crate::harness::{
-    FLANNELS_DEFAULTS, Interface, Recorder, World, assert_check_sees_changes, assert_defaults, assert_no_network,
-    defaults, ip_in,
+    FLANNELS_DEFAULTS, Interface, Point, Recorder, Which, World, assert_check_sees_changes, assert_defaults,
+    assert_no_network, defaults, ip_in, trace,
 };
 
 /// Flannel with both families, and two macvlan networks with both.
@@ -95,7 +95,7 @@ fn every_default_route_of_the_family_makes_room_and_no_other_table() {
     recorder.behave("watcher", "ADD", &format!(r#"{script} echo "$conf" | jq .prevResult; exit"#));
     // It has a default route of its own, in front of the others; and one of a table that nobody goes by.
     let mut own = macvlan(2, &["0.0.0.0/0"]);
-    let of_table = json!({"dst": "0.0.0.0/0", "gw": "10.10.2.1", "table": 200});
+    let of_table = json!({"dst": "0.0.0.0/0", "gw": "10.10.2.9", "table": 200});
     own["ipam"]["routes"].as_array_mut().unwrap().push(of_table);
     own["cniVersion"] = json!("1.1.0");
     world.definition("net-2", &own);
@@ -106,16 +106,25 @@ fn every_default_route_of_the_family_makes_room_and_no_other_table() {
     assert_eq!(defaults(&netns)[0], ["net1 10.10.1.254"]);
     let table = |table: &str| ip_in(&netns, &format!("-4 route show table {table}"));
     assert!(table("100").contains("default via 10.88.0.1 dev eth0"), "{}", table("100"));
-    assert!(table("200").contains("default via 10.10.2.1 dev net2"), "{}", table("200"));
+    assert!(table("200").contains("default via 10.10.2.9 dev net2"), "{}", table("200"));
     assert!(table("all").contains("unreachable default"), "what leads nowhere stands in nobody's way");
     assert!(ip_in(&netns, "-4 rule show").contains("from 10.88.0.0/24 lookup 100"));
     assert!(!result["routes"].to_string().contains("0.0.0.0/0"), "{result:#}");
     let status = world.status("p").unwrap();
     let gateways: Vec<&Value> = status.as_array().unwrap().iter().map(|entry| &entry["gateway"]).collect();
     assert_eq!(gateways, [&Value::Null, &json!(["10.10.1.254"]), &Value::Null]);
-    // The one whose default route was taken is told so.
+    // The one whose default route was taken is told so, and what it has in another table it keeps.
     call("CHECK").ok();
+    let record = std::fs::read_to_string("/var/lib/cni/meta-cni/sandboxes/c1/meta:eth0:net2.json").unwrap();
+    let record: Value = serde_json::from_str(&record).unwrap();
+    assert_eq!(record["result"]["routes"], json!([{"dst": "0.0.0.0/0", "gw": "10.10.2.9", "table": 200}]));
     call("DEL").ok();
+    // Where nobody chooses, the status tells the one of the main table.
+    world.pod("p", "net-2");
+    let other = world.netns();
+    world.call("ADD", "c2", &other, &conf).pod("p").ok();
+    assert_eq!(world.status("p").unwrap()[1]["gateway"], json!(["10.10.2.1"]));
+    world.call("DEL", "c2", &other, &conf).pod("p").ok();
     assert_eq!(ip_in(&netns, "-o link show").lines().count(), 1);
     world.assert_clean();
 }
@@ -144,4 +153,41 @@ fn a_gateway_that_its_network_does_not_reach_undoes_the_pod() {
         assert!(!ip_in(&netns, "route show table all").contains("default"));
         world.assert_clean();
     }
+}
+
+/// Another call of the same container has the pod's default route; the call that takes it is killed on the way.
+#[test]
+fn killed_while_it_takes_the_default_route_its_del_gives_it_back() {
+    let (world, conf) = world();
+    Recorder::install(&world.bin, &["other"]);
+    let mut second = conf.clone();
+    second["name"] = json!("meta-second");
+    second["clusterNetwork"] = json!("/etc/cni/primary/20-other.conflist");
+    let other = json!({"cniVersion": "1.0.0", "name": "other-net", "plugins": [{"type": "other"}]});
+    std::fs::write("/etc/cni/primary/20-other.conflist", other.to_string()).unwrap();
+    let netns = world.netns();
+    world.pod("plain", "");
+    world.call("ADD", "c1", &netns, &conf).pod("plain").ok();
+    world.pod("p", r#"[{"name":"net-1","default-route":["10.10.1.254","fd00:10:1::fe"]}]"#);
+    let call = |verb| world.call(verb, "c1", &netns, &second).pod("p").if_name("data9");
+    let whole = trace(&call("ADD"), Which::State, None);
+    assert_eq!(whole.code, Some(0), "{}", whole.stdout);
+    assert_eq!(defaults(&netns), [["net1 10.10.1.254"], ["net1 fd00:10:1::fe"]]);
+    call("DEL").ok();
+    assert_eq!(defaults(&netns), FLANNELS_DEFAULTS.map(|way| [way]));
+    // RTM_DELROUTE: two routes are deleted, two are added.
+    let is_deletion = |point: &Point| point.about.starts_with("message 25 ");
+    let first = whole.points.iter().position(is_deletion).expect("a route is deleted");
+    let mut between = 0;
+    for before in first..first + 5 {
+        let killed = trace(&call("ADD"), Which::State, Some(before));
+        assert!(killed.killed, "before point {before}");
+        between += usize::from(defaults(&netns) != FLANNELS_DEFAULTS.map(|way| [way]));
+        call("DEL").ok();
+        assert_eq!(defaults(&netns), FLANNELS_DEFAULTS.map(|way| [way]), "killed before {:?}", killed.points.last());
+    }
+    assert!(between >= 3, "{:?}", &whole.points[first..]);
+    world.call("DEL", "c1", &netns, &conf).pod("plain").ok();
+    assert_no_network(&netns);
+    world.assert_clean();
 }

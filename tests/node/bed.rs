@@ -40,6 +40,25 @@ impl std::ops::Deref for Turn {
     }
 }
 
+/// Installs us on the node that is to be, as a container does that sees the node's directories below a prefix.
+fn install(directory: &Path) {
+    let root = directory.join("root");
+    for (place, target) in [("etc/cni/net.d", "cni/net.d"), ("opt/cni/bin", "cni/bin"), ("var/lib/cni", "var/lib/cni")]
+    {
+        let link = root.join(place);
+        fs::create_dir_all(link.parent().unwrap()).unwrap();
+        std::os::unix::fs::symlink(directory.join(target), link).unwrap();
+    }
+    // Credentials are given when there is a server to give them.
+    let own = json!({"kubeconfig": directory.join("meta.kubeconfig"), "logFile": directory.join("meta-cni.log")});
+    fs::write(directory.join("own.json"), own.to_string()).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_meta-cni"));
+    command.args(["install", "--node-name", "node-1", "--host-root"]).arg(root);
+    command.arg("--config").arg(directory.join("own.json")).env_remove("CNI_COMMAND");
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
 /// Waits for its turn; the first test starts the node. Of a test that failed, its pods are removed.
 pub(crate) fn enter() -> Turn {
     let mut node = NODE.lock().unwrap_or_else(|poisoned| {
@@ -59,21 +78,8 @@ impl Node {
     fn start() -> Self {
         let directory = fresh_directory("node");
         fill_bin(&directory);
-        fs::copy(env!("CARGO_BIN_EXE_meta-cni"), directory.join("cni/bin/meta-cni")).unwrap();
-        let write = |name: &str, value: &Value| fs::write(directory.join(name), value.to_string()).unwrap();
-        fs::create_dir_all(directory.join("primary")).unwrap();
-        write("primary/10-bridge.conflist", &primary());
-        write(
-            "cni/net.d/00-meta-cni.conflist",
-            &json!({
-                "cniVersion": "1.0.0", "name": "meta",
-                "plugins": [{
-                    "type": "meta-cni", "capabilities": {"io.kubernetes.cri.pod-annotations": true}, "nodeName": "node-1",
-                    "clusterNetwork": directory.join("primary/10-bridge.conflist"),
-                    "kubeconfig": directory.join("meta.kubeconfig"), "logFile": directory.join("meta-cni.log"),
-                }]
-            }),
-        );
+        fs::write(directory.join("cni/net.d/10-bridge.conflist"), primary().to_string()).unwrap();
+        install(&directory);
         let node = Self { _child: up(&directory, &[]), directory };
         node.give_credentials();
         node.make_uplink();
@@ -344,7 +350,7 @@ fn script(name: &str) -> PathBuf {
 
 /// The plugins that a node has before us.
 fn fill_bin(directory: &Path) {
-    for name in ["cni/net.d", "cni/bin"] {
+    for name in ["cni/net.d", "cni/bin", "var/lib/cni"] {
         fs::create_dir_all(directory.join(name)).unwrap();
     }
     for plugin in ["loopback", "bridge", "flannel", "host-local", "macvlan"] {

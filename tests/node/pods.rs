@@ -198,6 +198,18 @@ fn devices_that_kubelet_gave_a_pod_go_to_its_networks() {
     wait_for("the user is told", 60, || node.events("poor").contains(told));
     node.kubectl(&["delete", "pod", "rich", "poor", "--timeout=60s"], "");
     node.assert_free();
+
+    // kubelet knows a static pod by a UID of its own.
+    card.take();
+    let mut fixed = pod("held", "card");
+    fixed["spec"]["containers"][0]["resources"] = json!({"limits": {resource: "1"}});
+    node.static_manifest("held", &fixed);
+    node.wait_ready(&["held-node-1"]);
+    let device = card.calls()[0].0["conf"]["deviceID"].clone();
+    assert!(device == "port-a" || device == "port-b", "{device}");
+    node.remove_static_manifest("held");
+    node.kubectl(&["wait", "--for=delete", "--timeout=60s", "pod/held-node-1"], "");
+    node.assert_free();
     drop(plugin);
 }
 

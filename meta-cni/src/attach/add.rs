@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use sandbox::Netns;
 use serde_json::{Value, json};
 use tokio::time::{Instant, timeout};
+use tracing::Instrument as _;
 
 use super::{
     Engine,
@@ -17,6 +18,7 @@ use crate::{
     cluster::{Event, PodName, Written},
     cni::{CniResult, Error, chain},
     face::Face,
+    log,
     network::{
         Attachment,
         network_status::{self, Attached},
@@ -189,6 +191,23 @@ impl Engine {
         made: &mut Made,
         announcements: &mut Announcements,
     ) -> Result<(), Error> {
+        let (began, span) = (Instant::now(), log::of_network(&attachment.network, &attachment.interface));
+        let outcome = self.make(attachment, netns, made, announcements).instrument(span.clone()).await;
+        let (ms, device) = (log::ms(began), attachment.additions.device.as_deref());
+        span.in_scope(|| match &outcome {
+            Ok(()) => tracing::info!(step = "attach", ms, device, ips = addresses(&made.result), "attached"),
+            Err(error) => tracing::info!(step = "attach", ms, device, %error, "not attached"),
+        });
+        outcome
+    }
+
+    async fn make(
+        &self,
+        attachment: &Attachment,
+        netns: &Netns,
+        made: &mut Made,
+        announcements: &mut Announcements,
+    ) -> Result<(), Error> {
         let list = attachment.additions.apply(attachment.list.clone())?;
         let builtin = attachment.is_builtin(&self.settings);
         let record = &mut made.record;
@@ -213,7 +232,7 @@ impl Engine {
             made => made?,
         };
         let mut result = result;
-        if builtin && list.plugins.len() > 1 {
+        if list.plugins.len() > 1 {
             as_the_chain_left_it(record, netns, &mut result).await?;
         }
         record.result = value;
@@ -238,12 +257,21 @@ impl Engine {
         let status = network_status::render(&attached);
         let plain = made.len() == 1;
         let uid = request.known.uid.as_deref();
+        let began = Instant::now();
         let write = self.cluster.write_status(pod, uid, &status);
         let written = if plain { timeout(PLAIN_STATUS_LIMIT, write).await.ok() } else { Some(write.await) };
+        let ms = log::ms(began);
         match written {
-            Some(Ok(Written::Done)) => Ok(()),
+            Some(Ok(Written::Done)) => {
+                tracing::info!(step = "status", ms, "network-status is written");
+                Ok(())
+            }
             Some(Ok(Written::PodGone)) if request.known.is_static() => {
-                tracing::warn!(pod = pod.name, "network-status is not written: the static pod has no mirror (yet)");
+                tracing::warn!(
+                    step = "status",
+                    ms,
+                    "network-status is not written: the static pod has no mirror (yet)"
+                );
                 Ok(())
             }
             Some(Ok(Written::PodGone)) => Err(Error::TryLater(format!(
@@ -252,11 +280,11 @@ impl Engine {
             ))),
             Some(Err(error)) if !plain => Err(error),
             Some(Err(error)) => {
-                tracing::warn!(pod = pod.name, %error, "network-status is not written");
+                tracing::warn!(step = "status", ms, %error, "network-status is not written");
                 Ok(())
             }
             None => {
-                tracing::warn!(pod = pod.name, "network-status is not written: no answer within 1 s");
+                tracing::warn!(step = "status", ms, "network-status is not written: no answer within 1 s");
                 Ok(())
             }
         }
@@ -280,6 +308,10 @@ impl Engine {
         let undoing = self.with_deadline(Instant::now() + self.settings.del_timeout.min(Duration::from_secs(15)));
         undoing.undo_entries(entries, &self.invocation.netns).await
     }
+}
+
+fn addresses(result: &CniResult) -> String {
+    result.ips.iter().map(|ip| ip.address.to_string()).collect::<Vec<_>>().join(",")
 }
 
 fn described(made: &Made) -> Attached<'_> {

@@ -27,7 +27,7 @@ impl Engine {
         if !is_exhausted(&error) || !self.reclaim_for(&pools::of_network(list)).await {
             return Err(error);
         }
-        tracing::warn!(network = list.name, "addresses that an earlier boot left are free again: attaching once more");
+        tracing::warn!("addresses that an earlier boot left are free again: attaching once more");
         // What the plugins before the one that failed made; and a runtime does not ADD twice without it.
         let cleared = async {
             chain::del(list, 0, None, scene, false).await?;

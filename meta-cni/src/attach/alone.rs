@@ -95,8 +95,8 @@ impl Engine {
         }
     }
 
-    /// A plugin that follows in the chain (tuning) may have changed MAC and MTU; the runtime hands over what the chain made
-    /// of them.
+    /// A plugin that follows in the chain (tuning) may have changed MAC and MTU. The runtime hands over what the chain made
+    /// of the MAC; tuning does not say what it made of the MTU, so that is not compared.
     pub(super) fn expect_what_followed(&self, record: &mut Record) -> Result<(), Error> {
         let Some(previous) = self.invocation.conf.get::<Value>("prevResult")? else { return Ok(()) };
         let version = SpecVersion::of_conf(Some(&self.invocation.conf.text("cniVersion")?))?;
@@ -107,7 +107,7 @@ impl Engine {
         });
         if let (Some(of_chain), Some(own)) = (of_chain, own.interfaces.first_mut()) {
             own.mac.clone_from(&of_chain.mac);
-            own.mtu = of_chain.mtu;
+            own.mtu = None;
         }
         record.result = own.to_json(version)?;
         Ok(())

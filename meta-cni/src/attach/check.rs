@@ -1,6 +1,8 @@
 //! CHECK: the records against the plugins and the kernel.
 
 use sandbox::{IfName, Netns, ReadBack, Rtnl, read_back};
+use tokio::time::Instant;
+use tracing::Instrument as _;
 
 use super::{
     Engine,
@@ -12,6 +14,7 @@ use super::{
 use crate::{
     cni::{CniResult, Error, chain},
     face::Face,
+    log,
 };
 
 impl Engine {
@@ -31,7 +34,10 @@ impl Engine {
         for entry in self.records.of_container(&call.container)?.into_iter().filter(|entry| *entry.call() == call) {
             found = true;
             let (title, checked) = match entry {
-                Entry::Good(record) => (record.title(), self.check_one(*record, &netns).await),
+                Entry::Good(record) => {
+                    let span = log::of_network(&record.network, &record.interface);
+                    (record.title(), self.check_one(*record, &netns).instrument(span).await)
+                }
                 Entry::Torn { interface, path, .. } => {
                     (interface, Err(Error::decode(path.display().to_string(), "the record is torn: DEL repairs it")))
                 }
@@ -54,7 +60,18 @@ impl Engine {
         Error::join(errors).map_or(Ok(()), Err)
     }
 
-    async fn check_one(&self, mut record: Record, netns: &Netns) -> Result<(), Error> {
+    async fn check_one(&self, record: Record, netns: &Netns) -> Result<(), Error> {
+        let began = Instant::now();
+        let outcome = self.compare_one(record, netns).await;
+        let (step, ms) = ("check", log::ms(began));
+        match &outcome {
+            Ok(()) => tracing::info!(step, ms, "as it was attached"),
+            Err(error) => tracing::info!(step, ms, %error, "not as it was attached"),
+        }
+        outcome
+    }
+
+    async fn compare_one(&self, mut record: Record, netns: &Netns) -> Result<(), Error> {
         if self.face == Face::Sriov {
             self.expect_what_followed(&mut record)?;
         }

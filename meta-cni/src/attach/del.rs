@@ -10,9 +10,11 @@ use crate::{
     cluster::PodName,
     cni::{Error, chain},
     face::Face,
+    log,
     network::Network,
 };
 use serde_json::Value;
+use tracing::Instrument as _;
 
 impl Engine {
     /// Detaches this call's networks. Does all that can be done; what is gone already is done.
@@ -30,6 +32,9 @@ impl Engine {
         let primary_is_known = own.iter().any(|entry| matches!(entry, Entry::Good(record) if record.primary));
         let torn = own.iter().any(|entry| matches!(entry, Entry::Torn { .. }));
         let recorded: BTreeSet<String> = own.iter().map(|entry| entry.interface().to_owned()).collect();
+        if own.is_empty() {
+            tracing::info!(step = "records", "nothing is recorded of this call");
+        }
         let mut errors = self.undo_entries(own, &self.invocation.netns).await;
         if !primary_is_known || torn {
             errors.extend(self.undo_unrecorded(&call, &recorded).await);
@@ -89,7 +94,8 @@ impl Engine {
         let previous = self.invocation.conf.get::<Value>("prevResult")?;
         let netns = if alive { self.invocation.netns.as_str() } else { "" };
         let scene = self.bare_scene(netns, self.invocation.args.clone());
-        let deleted = chain::del(&list, 0, previous.as_ref(), &scene, !alive).await;
+        let span = log::of_network(&list.name, &scene.if_name);
+        let deleted = chain::del(&list, 0, previous.as_ref(), &scene, !alive).instrument(span).await;
         match deleted {
             Err(error) if alive => Err(error.of_network(format!("{} as {}", list.name, self.invocation.if_name))),
             Err(error) => {

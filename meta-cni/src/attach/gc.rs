@@ -8,6 +8,7 @@ use std::{
 use ipam::Store;
 use serde::Deserialize;
 use serde_json::{Value, json};
+use tracing::Instrument as _;
 
 use super::{
     Engine,
@@ -22,6 +23,7 @@ use super::{
 use crate::{
     cni::{Error, PluginList, chain},
     face::Face,
+    log,
     node::multus::MultusFiles,
 };
 
@@ -158,7 +160,12 @@ impl Engine {
             Entry::Torn { .. } => None,
         }));
         for entry in &stale {
-            tracing::info!(container, call = entry.call().key(), "undoing an attachment that is not valid any more");
+            tracing::info!(
+                step = "collect",
+                container,
+                call = entry.call().key(),
+                "undoing an attachment that is not valid any more"
+            );
         }
         let errors = self.undo_entries(stale, "").await;
         let left = self.records.of_container(container)?;
@@ -188,7 +195,8 @@ impl Engine {
             Ok(networks) => {
                 let scene = self.bare_scene("", self.invocation.args.clone());
                 for network in networks.iter().take(1).filter(|_| !listed.is_null()) {
-                    errors.extend(chain::gc(&network.list, listed, &scene).await.err());
+                    let span = log::of_network(&network.list.name, "");
+                    errors.extend(chain::gc(&network.list, listed, &scene).instrument(span).await.err());
                 }
                 networks.first().map(|network| network.list.name.clone()).unwrap_or_default()
             }
@@ -218,11 +226,11 @@ impl Engine {
                     continue;
                 }
             }
-            let attachments: Vec<Value> = attachments.iter().map(Valid::to_json).collect();
+            let attachments = Value::Array(attachments.iter().map(Valid::to_json).collect());
             let scene = self.bare_scene("", self.invocation.args.clone());
-            errors.extend(
-                chain::gc(&list, &Value::Array(attachments), &scene).await.err().map(|error| error.of_network(name)),
-            );
+            let collecting = chain::gc(&list, &attachments, &scene);
+            let collected = collecting.instrument(log::of_network(&name, "")).await;
+            errors.extend(collected.err().map(|error| error.of_network(name)));
         }
         errors
     }

@@ -36,6 +36,7 @@ use crate::{
     settings::Settings,
 };
 use lock::SandboxLock;
+pub use primary::subnets_of;
 use record::{Call, Record, Records};
 
 /// Everything that the verbs of one call share.
@@ -73,7 +74,7 @@ impl Engine {
             }
             Face::Sriov => invocation.path.clone(),
         };
-        let cluster = Cluster::of(&settings, deadline);
+        let cluster = Cluster::of(&settings, deadline).traced(&invocation.trace);
         Ok(Self {
             face,
             records: Records::of(&layout),
@@ -138,6 +139,7 @@ impl Engine {
             runtime_config: record.runtime_object(),
             deadline: self.deadline,
             ledger: self.lock.as_ref().map(|lock| lock.ledger()),
+            trace: self.invocation.trace.clone(),
         }
     }
 
@@ -152,6 +154,7 @@ impl Engine {
             runtime_config: self.invocation.conf.get("runtimeConfig").ok().flatten().unwrap_or_default(),
             deadline: self.deadline,
             ledger: self.lock.as_ref().map(|lock| lock.ledger()),
+            trace: self.invocation.trace.clone(),
         }
     }
 }

@@ -91,7 +91,7 @@ pub(super) fn bridge_of(list: &PluginList) -> Option<String> {
 }
 
 /// The node's subnets of a subnet file, one of a family at most: the bridge's addresses with their prefixes.
-pub(super) fn subnets_of(text: &str) -> impl Iterator<Item = IpNet> {
+pub fn subnets_of(text: &str) -> impl Iterator<Item = IpNet> {
     ["FLANNEL_SUBNET", "FLANNEL_IPV6_SUBNET"].into_iter().filter_map(|key| value_of(text, key)?.parse().ok())
 }
 

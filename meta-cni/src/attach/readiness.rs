@@ -7,13 +7,14 @@ use ipnet::IpNet;
 use sandbox::{IfName, Netns, Rtnl, read_back};
 
 use tokio::time::Instant;
+use tracing::Instrument as _;
 
 use super::{Engine, configured, primary};
 use crate::{
     cluster::Cluster,
     cni::{CniArgs, Error, PluginList, chain, find_plugin},
     face::Face,
-    files,
+    files, log,
 };
 
 /// How long the primary's own plugins may take, together.
@@ -49,7 +50,8 @@ impl Engine {
         }
         let mut scene = self.bare_scene("", CniArgs::default());
         scene.deadline = scene.deadline.min(Instant::now() + PLUGINS_LIMIT);
-        chain::status(list, &scene).await.map_err(|error| match error.code() {
+        let asking = chain::status(list, &scene).instrument(log::of_network(&list.name, ""));
+        asking.await.map_err(|error| match error.code() {
             // Not ready, and not ready with pods that are cut off: which of the two is theirs to say.
             50 | 51 => error,
             _ => not_ready(format!("{error}: {}", error.details())),

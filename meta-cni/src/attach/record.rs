@@ -232,7 +232,7 @@ impl Records {
             let path = directory.join(&name);
             let text = fs::read(&path).map_err(|source| Error::io("read", path.display(), source))?;
             entries.push(match serde_json::from_slice::<Record>(&text) {
-                Ok(record) if record.call == call => Entry::Good(Box::new(record)),
+                Ok(record) if record.call == call && record.interface == interface => Entry::Good(Box::new(record)),
                 Ok(_) => Entry::Torn { path, call, interface },
                 Err(problem) => {
                     tracing::warn!(file = %path.display(), %problem, "torn record");
@@ -270,7 +270,12 @@ impl Records {
     /// [`Error::Io`].
     pub fn remove(&self, record: &Record) -> Result<(), Error> {
         if record.format > FORMAT {
-            tracing::warn!(network = record.title(), format = record.format, "a record of a newer release is kept");
+            tracing::warn!(
+                network = record.network,
+                interface = record.interface,
+                format = record.format,
+                "a record of a newer release is kept"
+            );
             return Ok(());
         }
         self.remove_file(&self.path(&record.call, &record.interface))
@@ -326,6 +331,10 @@ impl Records {
 
     fn conf_of(&self, name: &str) -> Result<PluginList, Error> {
         let path = self.confs.join(name);
+        // A record may say anything, a path for example.
+        if name.len() != 64 || !name.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            return Err(Error::decode(path.display().to_string(), "it is not named by a hash"));
+        }
         let text = fs::read_to_string(&path).map_err(|source| Error::io("read", path.display(), source))?;
         if hash(&text) != name {
             return Err(Error::decode(path.display().to_string(), "its content does not have the hash it is named by"));

@@ -7,11 +7,13 @@ use std::{
 
 use serde_json::Value;
 use sriov::PciAddress;
+use tokio::time::Instant;
 
 use super::{Engine, configured, primary, record::Entry};
 use crate::{
     cluster::{Pod, PodName},
     cni::{Error, Object},
+    log,
     network::{
         self, Attachment, CallScene, Definition, Devices, Network, Selection,
         selection::{self, DEFAULT_NETWORK_ANNOTATION, NETWORKS_ANNOTATION},
@@ -51,6 +53,7 @@ impl Engine {
         let runtime_config: Object = self.invocation.conf.get("runtimeConfig")?.unwrap_or_default();
         let known = self.pod(pod.as_ref(), &runtime_config).await?;
         self.events.about(pod.as_ref(), &known);
+        let began = Instant::now();
         let asked = self.asked(pod.as_ref(), &known)?;
         let definitions = self.definitions(pod.as_ref(), &asked).await?;
         let own = self.own_networks(asked, &definitions)?;
@@ -73,21 +76,31 @@ impl Engine {
         let mut attachments = network::plan(networks, &call)?;
         self.name_device_info_files(&mut attachments);
         self.judge_attachments(&attachments)?;
+        let titles: Vec<String> = attachments.iter().map(Attachment::title).collect();
+        let ms = log::ms(began);
+        tracing::info!(step = "decide", ms, networks = titles.join(", "), "attachments are decided");
         Ok(Request { pod, known, attachments })
     }
 
     /// What is known of the pod: what the runtime hands over, else a request. A conf without a cluster knows nothing.
     async fn pod(&self, pod: Option<&PodName>, runtime_config: &Object) -> Result<Pod, Error> {
         let Some(pod) = pod else { return Ok(Pod::default()) };
+        let began = Instant::now();
+        let resolved = |source, known: &Pod| {
+            let (ms, uid) = (log::ms(began), known.uid.as_deref());
+            tracing::info!(step = "pod", ms, source, uid, "the pod is known");
+        };
         if let Some(annotations) = runtime_config.get::<BTreeMap<String, Value>>(ANNOTATIONS_CAPABILITY)? {
             let texts = annotations.into_iter().filter_map(|(key, value)| Some((key, value.as_str()?.to_owned())));
             let mut known = Pod { uid: None, annotations: texts.collect() };
             if !known.is_static() && !pod.uid.is_empty() {
                 known.uid = Some(pod.uid.clone());
             }
+            resolved("runtime", &known);
             return Ok(known);
         }
         let known = self.cluster.pod(pod).await?;
+        resolved(self.cluster.title(), &known);
         let other = known.uid.as_ref().filter(|uid| !pod.uid.is_empty() && **uid != pod.uid && !known.is_static());
         if let Some(uid) = other {
             return Err(Error::TryLater(format!(

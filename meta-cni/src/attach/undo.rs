@@ -2,6 +2,7 @@
 
 use sandbox::Rtnl;
 use tokio::time::Instant;
+use tracing::Instrument as _;
 
 use super::{
     Engine, open_netns,
@@ -10,6 +11,7 @@ use super::{
 use crate::{
     cni::{Error, chain},
     face::Face,
+    log,
     node::device_info::DeviceInfo,
 };
 
@@ -21,7 +23,7 @@ impl Engine {
             settings: self.settings.clone(),
             layout: self.layout.clone(),
             records: self.records.clone(),
-            cluster: crate::cluster::Cluster::of(&self.settings, deadline),
+            cluster: crate::cluster::Cluster::of(&self.settings, deadline).traced(&self.invocation.trace),
             events: self.events.clone(),
             boot_id: self.boot_id.clone(),
             path: self.path.clone(),
@@ -36,14 +38,18 @@ impl Engine {
     pub(super) async fn undo_entries(&self, entries: Vec<Entry>, netns: &str) -> Vec<Error> {
         let mut errors = Vec::new();
         for entry in entries.into_iter().rev() {
-            let title = match &entry {
-                Entry::Good(record) => record.title(),
-                Entry::Torn { interface, .. } => interface.clone(),
+            let (title, network, pod) = match &entry {
+                Entry::Good(record) => (record.title(), record.network.as_str(), record.pod.as_ref()),
+                Entry::Torn { interface, .. } => (interface.clone(), "", None),
             };
-            let undone = match entry {
-                Entry::Good(record) => self.undo(*record, netns).await,
-                Entry::Torn { path, call, interface } => self.undo_torn(&path, &call, &interface).await,
+            let span = log::of_attachment(network, entry.interface(), &entry.call().container, pod);
+            let undoing = async {
+                match entry {
+                    Entry::Good(record) => self.undo(*record, netns).await,
+                    Entry::Torn { path, call, interface } => self.undo_torn(&path, &call, &interface).await,
+                }
             };
+            let undone = undoing.instrument(span).await;
             errors.extend(undone.err().map(|error| error.of_network(title)));
         }
         errors
@@ -53,15 +59,23 @@ impl Engine {
     /// the record stays for the retry; once the namespace is gone the runtime will not retry for ever, so the record is
     /// marked as owed and the failure is a warning.
     pub(super) async fn undo(&self, mut record: Record, netns: &str) -> Result<(), Error> {
+        let began = Instant::now();
         let netns = self.live_netns(&record, netns)?;
-        match self.undo_steps(&mut record, netns.as_deref()).await {
-            Ok(()) => self.records.remove(&record),
+        let undone = self.undo_steps(&mut record, netns.as_deref()).await;
+        let (step, ms) = ("detach", log::ms(began));
+        match undone {
+            Ok(()) => {
+                self.records.remove(&record)?;
+                tracing::info!(step, ms, "detached");
+                Ok(())
+            }
             Err(error) => {
                 if netns.is_some() {
+                    tracing::info!(step, ms, %error, "not detached");
                     self.records.write(&record, false)?;
                     return Err(error);
                 }
-                tracing::warn!(network = record.title(), %error, "DEL is owed: the namespace is gone, GC will try again");
+                tracing::warn!(step, ms, %error, "DEL is owed: the namespace is gone, GC will try again");
                 record.stage = Stage::Owed;
                 record.owed_because = error.to_string();
                 self.records.write(&record, true)
@@ -86,7 +100,7 @@ impl Engine {
             let links = Rtnl::open(&sandbox::Netns::open(path)?)?;
             // The interface may be half gone; what matters is that the other network gets its route back.
             if let Err(error) = change.undo(&links).await {
-                tracing::warn!(network = record.title(), %error, "the default route before is not restored");
+                tracing::warn!(%error, "the default route before is not restored");
             }
         }
         let builtin = record.vf.is_some() || record.addresses.is_some() || self.is_builtin_list(&list);

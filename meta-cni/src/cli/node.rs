@@ -8,7 +8,7 @@ use ipam::RawIpam;
 use super::{Arguments, BIN_DIR, NET_DIR};
 use crate::{
     attach::{Engine, pools, record::Records},
-    cni::{CniArgs, Command, Error, Invocation, Object, PluginList, files_in},
+    cni::{CniArgs, Command, Error, Invocation, Object, PluginList, Trace, files_in},
     face::Face,
     log,
     node::{Layout, SUBNET_FILE, Sources},
@@ -83,7 +83,6 @@ impl Node {
     pub(super) fn engine(&self, pool: &Path) -> Result<Option<Engine>, Error> {
         let Some(conf) = self.confs.first().cloned().or_else(|| self.conf_for(pool)) else { return Ok(None) };
         let settings = Settings::read(&conf)?;
-        log::start_at_best(&settings);
         let invocation = Invocation {
             command: Command::Gc,
             container: String::new(),
@@ -92,7 +91,9 @@ impl Node {
             args: CniArgs::default(),
             path: self.bin_dir.iter().cloned().collect(),
             conf,
+            trace: Trace::None,
         };
+        log::start(&settings.log, &invocation);
         Engine::new(Face::Meta, invocation, settings).map(Some)
     }
 

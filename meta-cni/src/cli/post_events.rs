@@ -37,7 +37,7 @@ pub(super) fn run(stdin: impl Read) -> Result<Answer, Failure> {
         return Ok(Answer { text: String::new(), good: true });
     }
     let_go().map_err(|source| Error::io("let go of what the caller had open:", "/proc/self/fd, /dev/null", source))?;
-    log::start_at_best(&handed.settings());
+    log::start_of_command(&handed.log_settings(), POST_COMMAND);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

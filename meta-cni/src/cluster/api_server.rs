@@ -3,6 +3,7 @@
 
 use std::{
     hash::{BuildHasher as _, Hasher as _, RandomState},
+    io::ErrorKind,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -18,10 +19,10 @@ use tokio::{
 
 use super::{
     Pod, PodName, Written,
-    connection::{Connection, Unusable, connect, tls_refused},
+    connection::{Connection, Unusable, connect, is_io},
 };
 use crate::{
-    cni::Error,
+    cni::{Error, TRACEPARENT, Trace},
     network::{Definition, network_status::STATUS_ANNOTATION},
 };
 
@@ -33,15 +34,23 @@ const NEW_POD_PATIENCE: Duration = Duration::from_millis(2500);
 /// After which time a request is sent again, the first time, and at most.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// More than any deadline: what a server asks for beyond it makes no difference, and must not be added to a time.
+const LONGEST_REQUESTED_PAUSE: Duration = Duration::from_secs(24 * 3600);
 /// How long credentials are read anew that are not accepted, or do not belong together: who replaces a certificate and
 /// its key does it one after the other.
 const ROTATION_PATIENCE: Duration = Duration::from_secs(1);
+
+/// How a connection ends that was taken: a load balancer takes it for servers that are just being replaced.
+const BROKEN_OFF: [ErrorKind; 4] =
+    [ErrorKind::ConnectionReset, ErrorKind::ConnectionAborted, ErrorKind::BrokenPipe, ErrorKind::UnexpectedEof];
 
 /// An API server, reached with the credentials of a kubeconfig. The file, and the files that it names, are read in each
 /// process anew, and again when they are not accepted: nothing outlives a rotation.
 pub struct ApiServer {
     kubeconfig: PathBuf,
     deadline: Instant,
+    /// What the requests are part of.
+    pub(super) trace: Trace,
     connection: Mutex<Option<Arc<Connection>>>,
 }
 
@@ -53,7 +62,7 @@ impl std::fmt::Debug for ApiServer {
 
 impl ApiServer {
     pub(super) fn new(kubeconfig: &Path, deadline: Instant) -> Self {
-        Self { kubeconfig: kubeconfig.to_owned(), deadline, connection: Mutex::new(None) }
+        Self { kubeconfig: kubeconfig.to_owned(), deadline, trace: Trace::None, connection: Mutex::new(None) }
     }
 
     pub(super) async fn pod(&self, pod: &PodName) -> Result<Pod, Error> {
@@ -179,7 +188,10 @@ impl ApiServer {
             }
         };
         let content = if method == Method::POST { "application/json" } else { "application/merge-patch+json" };
-        let request = Request::builder()
+        let span = self.trace.span();
+        let request = span
+            .iter()
+            .fold(Request::builder(), |request, span| request.header(TRACEPARENT, &span.parent))
             .method(method.clone())
             .uri(path)
             .header(header::ACCEPT, accept)
@@ -203,7 +215,8 @@ impl ApiServer {
         let message = object.ok().and_then(|status| Some(status["message"].as_str()?.to_owned()));
         let message = message.unwrap_or_else(|| String::from_utf8_lossy(&answer).trim().chars().take(300).collect());
         let asks = head.headers.get(header::RETRY_AFTER).and_then(|seconds| seconds.to_str().ok()?.parse().ok());
-        Err((Failure::Status(head.status.as_u16(), message), Duration::from_secs(asks.unwrap_or_default())))
+        let asks = Duration::from_secs(asks.unwrap_or_default()).min(LONGEST_REQUESTED_PAUSE);
+        Err((Failure::Status(head.status.as_u16(), message), asks))
     }
 
     async fn connected(&self) -> Result<Arc<Connection>, Failure> {
@@ -252,7 +265,7 @@ pub(super) enum Failure {
     Status(u16, String),
     /// No answer: from where and why.
     Away(String),
-    /// The connection ended before the answer did.
+    /// There was a connection, which ended before the answer did.
     Broken(String),
     /// One side does not accept the other's certificate.
     Distrusted(String),
@@ -280,10 +293,12 @@ impl Failure {
             connected &= !client.is_some_and(hyper_util::client::legacy::Error::is_connect);
         }
         let text = format!("{server}: {cause}");
-        match (tls_refused(error), connected) {
-            (true, _) => Self::Distrusted(text),
-            (false, true) => Self::Broken(text),
-            (false, false) => Self::Away(text),
+        if is_io(error, &[ErrorKind::InvalidData]) {
+            Self::Distrusted(text)
+        } else if connected || is_io(error, &BROKEN_OFF) {
+            Self::Broken(text)
+        } else {
+            Self::Away(text)
         }
     }
 

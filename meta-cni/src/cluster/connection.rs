@@ -102,16 +102,17 @@ fn read_token(path: &str) -> Result<String, Error> {
     }
 }
 
-/// Whether TLS failed, on either side: the network as such has carried both sides' words.
-pub(super) fn tls_refused(error: &(dyn std::error::Error + 'static)) -> bool {
+/// Whether an error has one of these kinds of I/O errors at its bottom or on the way there. That TLS failed, on either side,
+/// is `InvalidData`.
+pub(super) fn is_io(error: &(dyn std::error::Error + 'static), kinds: &[io::ErrorKind]) -> bool {
     let mut next = Some(error);
     while let Some(error) = next {
-        // An error of I/O passes over the one that it wraps when it is asked for its source.
-        let wrapped = error.downcast_ref::<io::Error>();
-        if wrapped.is_some_and(|error| error.kind() == io::ErrorKind::InvalidData) {
+        let of_io = error.downcast_ref::<io::Error>();
+        if of_io.is_some_and(|error| kinds.contains(&error.kind())) {
             return true;
         }
-        next = match wrapped.and_then(io::Error::get_ref) {
+        // An error of I/O passes over the one that it wraps when it is asked for its source.
+        next = match of_io.and_then(io::Error::get_ref) {
             Some(inner) => Some(inner),
             None => error.source(),
         };

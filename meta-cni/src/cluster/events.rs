@@ -28,6 +28,8 @@ use super::{
     event::{Event, Reason, Subject},
 };
 use crate::{
+    cni::Object,
+    log::LogSettings,
     node::Sources,
     settings::{EventLevel, Settings},
 };
@@ -44,6 +46,9 @@ const TRY: Duration = Duration::from_secs(4);
 /// After which time it tries again: the first time, and at most.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
+/// The most events of one call: an annotation may name thousands of networks, and the server is everybody's.
+const MOST: usize = 64;
 
 /// The events of one call.
 #[derive(Debug, Clone)]
@@ -71,6 +76,8 @@ struct Queue(Mutex<State>);
 #[derive(Debug, Default)]
 struct State {
     waiting: VecDeque<Value>,
+    /// How many there were in all.
+    count: usize,
     /// The server takes none from us.
     closed: bool,
 }
@@ -88,8 +95,8 @@ pub(crate) struct Handed {
 #[serde(rename_all = "camelCase")]
 struct HandedSettings {
     kubeconfig: PathBuf,
-    log_file: Option<PathBuf>,
-    log_level: String,
+    /// The keys that say where to log.
+    log: Value,
 }
 
 impl Events {
@@ -107,8 +114,7 @@ impl Events {
             node: OnceLock::new(),
             settings: HandedSettings {
                 kubeconfig: settings.kubeconfig.clone().unwrap_or_default(),
-                log_file: settings.log_file.clone(),
-                log_level: settings.log_level.clone(),
+                log: settings.log.to_keys(),
             },
             subject: OnceLock::new(),
             queue: Arc::default(),
@@ -179,7 +185,11 @@ impl Queue {
 
     fn push(&self, event: Value) {
         let mut state = self.lock();
-        if !state.closed {
+        state.count += 1;
+        if state.count == MOST + 1 {
+            tracing::warn!("a pod gets no more than {MOST} events of a call");
+        }
+        if state.count <= MOST && !state.closed {
             state.waiting.push_back(event);
         }
     }
@@ -194,7 +204,9 @@ impl Queue {
 
     /// Gives up what is there and what comes.
     fn close(&self) {
-        *self.lock() = State { waiting: VecDeque::new(), closed: true };
+        let mut state = self.lock();
+        state.waiting.clear();
+        state.closed = true;
     }
 }
 
@@ -261,20 +273,16 @@ impl Handed {
 
     /// The settings that say where to log: to a file alone, since nobody reads our stderr.
     #[must_use]
-    pub(crate) fn settings(&self) -> Settings {
-        Settings {
-            log_file: self.settings.log_file.clone(),
-            log_level: self.settings.log_level.clone(),
-            log_to_stderr: false,
-            ..Settings::of_plugin(&crate::cni::Object::default())
-        }
+    pub(crate) fn log_settings(&self) -> LogSettings {
+        let keys = Object::parse("the keys of the log", self.settings.log.to_string().as_bytes());
+        LogSettings::at_best(&keys.unwrap_or_default())
     }
 
     /// Posts the events, and tries again what may pass, for `LIFE` in all. What fails for good is in the log.
     pub(crate) async fn post(self) {
         let end = Instant::now() + LIFE;
         let server = ApiServer::new(&self.settings.kubeconfig, end);
-        let queue = Queue(Mutex::new(State { waiting: self.events.into(), closed: false }));
+        let queue = Queue(Mutex::new(State { waiting: self.events.into(), ..State::default() }));
         let mut pause = FIRST_PAUSE;
         while let Some(event) = queue.first() {
             let problem = match timeout_at(end.min(Instant::now() + TRY), post_first(&server, &queue, &event)).await {

@@ -18,6 +18,9 @@ use crate::{
 /// The directory beside the manifests where status is written.
 const STATUS_DIRECTORY: &str = "network-status";
 
+/// How much of a document may be repeated by aliases: a few lines of aliases of aliases would fill the memory.
+const MOST_REPLAYED: usize = 1000;
+
 /// Pods and definitions from files, read once in a process.
 #[derive(Debug)]
 pub struct Manifests {
@@ -96,14 +99,16 @@ impl Manifests {
 
 /// The documents of a YAML file; JSON is YAML.
 fn documents(path: &Path, text: &str) -> Result<Vec<Value>, Error> {
+    let limits = serde_saphyr::alias_limits! { max_total_replayed_events: MOST_REPLAYED };
+    let options = serde_saphyr::options! { alias_limits: limits };
     let mut documents = Vec::new();
     for document in text.split("\n---") {
         let document = document.trim_start_matches("---");
         if document.lines().all(|line| line.trim().is_empty() || line.trim_start().starts_with('#')) {
             continue;
         }
-        let value: Value =
-            serde_saphyr::from_str(document).map_err(|problem| Error::decode(path.display().to_string(), problem))?;
+        let value: Value = serde_saphyr::from_str_with_options(document, options.clone())
+            .map_err(|problem| Error::decode(path.display().to_string(), problem))?;
         if value["kind"] == "List" {
             documents.extend(Vec::deserialize(&value["items"]).map_err(|problem| Error::decode("a List", problem))?);
         } else {
@@ -133,6 +138,29 @@ spec:
   config: |
     {"type": "macvlan", "n": 1.0}
 "#;
+
+    #[test]
+    fn aliases_of_aliases_are_refused_and_plain_ones_are_not() {
+        let read = |text: &str| {
+            let dir = tempfile::tempdir().unwrap();
+            std::fs::write(dir.path().join("all.yaml"), text).unwrap();
+            Manifests::new(dir.path()).definition("default", "net-a")
+        };
+        let plain =
+            "kind: NetworkAttachmentDefinition\nmetadata: {name: &name net-a, label: *name}\nspec: {config: x}\n";
+        assert_eq!(read(plain).unwrap().config, "x");
+        let mut bomb = "a0: &a0 [x,x,x,x,x,x,x,x,x]\n".to_owned();
+        for level in 1..9 {
+            let aliases = vec![format!("*a{}", level - 1); 9].join(",");
+            bomb.push_str(&format!("a{level}: &a{level} [{aliases}]\n"));
+        }
+        match read(&bomb) {
+            Err(Error::Decode { what, problem }) => {
+                assert!(what.ends_with("all.yaml") && problem.contains("alias"), "{problem}")
+            }
+            other => panic!("{other:?}"),
+        }
+    }
 
     #[test]
     fn pods_and_definitions_are_found_and_status_is_written_beside() {

@@ -15,7 +15,7 @@ use serde_json::Value;
 use tokio::time::Instant;
 
 use crate::{
-    cni::{CniArgs, Error},
+    cni::{CniArgs, Error, Trace},
     network::{Definition, Devices},
     settings::Settings,
 };
@@ -110,10 +110,32 @@ impl Cluster {
         }
     }
 
+    /// The same cluster, which is told of the trace that its requests are part of.
+    #[must_use]
+    pub fn traced(mut self, trace: &Trace) -> Self {
+        // It is ours alone as long as nobody was told of it.
+        if let Self::ApiServer(server) = &mut self
+            && let Some(server) = Arc::get_mut(server)
+        {
+            server.trace.clone_from(trace);
+        }
+        self
+    }
+
     /// Whether pods can be asked for.
     #[must_use]
     pub fn is_there(&self) -> bool {
         !matches!(self, Self::None)
+    }
+
+    /// What it is, in a word.
+    #[must_use]
+    pub fn title(&self) -> &'static str {
+        match self {
+            Self::ApiServer(_) => "API server",
+            Self::Manifests(_) => "manifests",
+            Self::None => "nobody",
+        }
     }
 
     /// A pod's UID and annotations.

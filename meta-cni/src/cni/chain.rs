@@ -6,10 +6,11 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::{
-    CniArgs, CniResult, Command, Error, Ledger, Object, PluginList, SpecVersion,
+    CniArgs, CniResult, Command, Error, Ledger, Object, PluginList, SpecVersion, TRACEPARENT, TRACESTATE, Trace,
     conf::Plugin,
     exec::{Execution, find_plugin},
 };
+use crate::log;
 
 /// Plugins that keep nothing outside the sandbox, and whose DEL fails where there is none: `sbr` opens the namespace to
 /// lock it.
@@ -34,6 +35,8 @@ pub struct Scene {
     pub deadline: Instant,
     /// Where it is noted which plugin runs; nothing where no lock is held.
     pub ledger: Option<Ledger>,
+    /// The trace that they are part of.
+    pub trace: Trace,
 }
 
 /// Runs ADD from the plugin at `from` on; each gets the result of the one before. Gives the last result, as printed and
@@ -236,7 +239,7 @@ async fn execute(plugin: &Plugin, command: Command, object: &Object, scene: &Sce
         .map_err(|problem| Error::Environment(format!("CNI_PATH: {problem}")))?
         .to_string_lossy()
         .into_owned();
-    let env = [
+    let mut env = vec![
         ("CNI_COMMAND", command.as_str().to_owned()),
         ("CNI_CONTAINERID", scene.container.clone()),
         ("CNI_NETNS", scene.netns.clone()),
@@ -245,8 +248,30 @@ async fn execute(plugin: &Plugin, command: Command, object: &Object, scene: &Sce
         ("CNI_PATH", path),
     ];
     let stdin = object.to_text();
-    tracing::debug!(plugin = plugin.kind, command = command.as_str(), interface = scene.if_name, "execute");
-    Execution { program: &program, env: &env, stdin: &stdin, deadline: scene.deadline, ledger: scene.ledger.as_ref() }
-        .run()
-        .await
+    let span = scene.trace.span();
+    env.extend(span.as_ref().map(|span| (TRACEPARENT, span.parent.clone())));
+    let without: &[&str] = if scene.trace == Trace::Invalid { &[TRACEPARENT, TRACESTATE] } else { &[] };
+    tracing::debug!(step = "execute", plugin = plugin.kind, command = command.as_str(), "a plugin starts");
+    let began = Instant::now();
+    let execution = Execution {
+        program: &program,
+        env: &env,
+        without,
+        stdin: &stdin,
+        deadline: scene.deadline,
+        ledger: scene.ledger.as_ref(),
+    };
+    let outcome = execution.run().await;
+    let (ms, span_id) = (log::ms(began), span.map(|span| span.id));
+    // The runtime asks every few seconds.
+    let is_routine = command == Command::Status;
+    let (plugin, command) = (plugin.kind.as_str(), command.as_str());
+    match &outcome {
+        Err(error) => tracing::info!(step = "plugin", ms, plugin, command, span_id, %error, "the plugin failed"),
+        Ok(_) if is_routine => {
+            tracing::debug!(step = "plugin", ms, plugin, command, span_id, "the plugin answered");
+        }
+        Ok(_) => tracing::info!(step = "plugin", ms, plugin, command, span_id, "the plugin answered"),
+    }
+    outcome
 }

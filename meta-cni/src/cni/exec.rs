@@ -43,6 +43,8 @@ pub(super) struct Execution<'a> {
     pub(super) program: &'a Path,
     /// The CNI variables; the rest of the environment is ours.
     pub(super) env: &'a [(&'static str, String)],
+    /// What of ours it is not given.
+    pub(super) without: &'a [&'static str],
     /// What it reads on stdin.
     pub(super) stdin: &'a str,
     /// When it is ended.
@@ -89,7 +91,11 @@ impl Execution<'_> {
         let mut pause = Duration::from_millis(5);
         loop {
             let before = boot_ticks();
-            let spawned = Command::new(self.program)
+            let mut command = Command::new(self.program);
+            for key in self.without {
+                command.env_remove(key);
+            }
+            let spawned = command
                 .envs(self.env.iter().map(|(key, value)| (key, value)))
                 .env(RECURSION_MARK, "1")
                 .stdin(Stdio::piped())
@@ -183,7 +189,7 @@ impl Output {
         let stderr = quote(&self.stderr);
         if status.success() {
             if !stderr.is_empty() {
-                tracing::info!(plugin = name, stderr, "plugin printed on stderr");
+                tracing::debug!(plugin = name, stderr, "the plugin printed on stderr");
             }
             if self.stdout.iter().all(u8::is_ascii_whitespace) {
                 return Ok(Value::Null);

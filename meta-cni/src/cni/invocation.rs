@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{CniArgs, Error, Object};
+use super::{CniArgs, Error, Object, TRACEPARENT, Trace};
 
 /// Set for every plugin that we execute; seeing it as the meta plugin means that a configuration leads back to us.
 pub const RECURSION_MARK: &str = "META_CNI_CALLER";
@@ -80,6 +80,8 @@ pub struct Invocation {
     pub path: Vec<PathBuf>,
     /// The configuration on stdin.
     pub conf: Object,
+    /// The trace that the call is part of.
+    pub trace: Trace,
 }
 
 /// What the environment says before any verb is run.
@@ -141,6 +143,7 @@ impl Asked {
             args: CniArgs::parse(&of_container("CNI_ARGS"))?,
             path: std::env::split_paths(&var("CNI_PATH")).filter(|dir| !dir.as_os_str().is_empty()).collect(),
             conf,
+            trace: Trace::read(env(TRACEPARENT).as_deref()),
         })))
     }
 }
@@ -154,7 +157,11 @@ fn is_word(text: &str) -> bool {
         && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-'))
 }
 
-fn check_container_id(id: &str) -> Result<(), Error> {
+/// Checks the ID of a container (libcni `ValidateContainerID`).
+///
+/// # Errors
+/// [`Error::Environment`] with libcni's text.
+pub fn check_container_id(id: &str) -> Result<(), Error> {
     if is_word(id) { Ok(()) } else { Err(Error::Environment(format!("invalid characters in containerID: {id}"))) }
 }
 
@@ -169,7 +176,8 @@ pub fn check_network_name(name: &str) -> Result<(), Error> {
     if is_word(name) { Ok(()) } else { Err(Error::Config(format!("invalid characters found in network name: {name}"))) }
 }
 
-/// Checks the name of an interface (libcni `ValidateInterfaceName`, the kernel's `dev_valid_name`).
+/// Checks the name of an interface (libcni `ValidateInterfaceName`, the kernel's `dev_valid_name`), and that it is no
+/// pattern: by `dev%d` the kernel would choose a name, and we would not know it.
 ///
 /// # Errors
 /// A text that says what is wrong with it.
@@ -188,6 +196,9 @@ pub fn check_interface_name(name: &str) -> Result<(), String> {
     }
     if name.contains(|c: char| c == '/' || c == ':' || c.is_whitespace()) {
         return Err(format!("interface name contains / or : or whitespace characters: \"{name}\""));
+    }
+    if name.contains(|c: char| c == '%' || c.is_control()) {
+        return Err(format!("interface name contains % or control characters: {name:?}"));
     }
     Ok(())
 }

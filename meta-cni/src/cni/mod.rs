@@ -12,6 +12,7 @@ mod ipam;
 mod ledger;
 mod object;
 mod result;
+mod trace;
 mod version;
 
 pub use args::CniArgs;
@@ -19,10 +20,13 @@ pub use chain::Scene;
 pub use conf::{Plugin, PluginList, files_in, names_meta_plugin};
 pub use error::Error;
 pub use exec::find_plugin;
-pub use invocation::{Asked, Command, Invocation, RECURSION_MARK, check_interface_name, check_network_name};
+pub use invocation::{
+    Asked, Command, Invocation, RECURSION_MARK, check_container_id, check_interface_name, check_network_name,
+};
 pub use ipam::{IPAM_CLAIM, ips_of_args, refuse_claim, refuse_several_of_a_family};
 use ledger::boot_ticks;
 pub use ledger::{Ledger, Note, ProcessGroup};
 pub use object::Object;
 pub use result::{CniResult, Dns, Interface, Ip, Route};
+pub use trace::{TRACEPARENT, TRACESTATE, Trace, TraceSpan};
 pub use version::SpecVersion;

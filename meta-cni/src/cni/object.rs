@@ -11,6 +11,10 @@ use serde_json::{Value, value::RawValue};
 
 use super::Error;
 
+/// How deep lists and objects may be nested, as `serde_json` has it for what it does not keep as text. Who walks through an
+/// object calls itself for each level, and copies what is below.
+const DEEPEST: usize = 128;
+
 /// A JSON object as text, key by key. Keys are compared without regard to case, as Go's JSON does: definitions written
 /// for Go plugins may rely on it. Of two equal keys the last one counts.
 #[derive(Debug, Clone, Default)]
@@ -22,6 +26,9 @@ impl Object {
     /// # Errors
     /// [`Error::Decode`] naming `what`.
     pub fn parse(what: &str, text: &[u8]) -> Result<Self, Error> {
+        if depth(text) > DEEPEST {
+            return Err(Error::decode(what, format!("lists and objects are nested more than {DEEPEST} deep")));
+        }
         serde_json::from_slice(text).map_err(|problem| Error::decode(what, problem))
     }
 
@@ -109,6 +116,24 @@ impl Object {
     }
 }
 
+/// How deep the brackets of a JSON text are nested.
+fn depth(text: &[u8]) -> usize {
+    let (mut deepest, mut now) = (0_usize, 0_usize);
+    let (mut in_string, mut escaped) = (false, false);
+    for byte in text {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if in_string => escaped = true,
+            b'"' => in_string = !in_string,
+            b'[' | b'{' if !in_string => now += 1,
+            b']' | b'}' if !in_string => now = now.saturating_sub(1),
+            _ => {}
+        }
+        deepest = deepest.max(now);
+    }
+    deepest
+}
+
 impl PartialEq for Object {
     fn eq(&self, other: &Self) -> bool {
         self.to_text() == other.to_text()
@@ -156,6 +181,20 @@ mod tests {
         assert_eq!(object.to_text(), text);
         object.set("a", "new");
         assert_eq!(object.to_text(), r#"{"z":1.50,"a":"new","n":{"y":1,"b":2},"e":1e3}"#);
+    }
+
+    #[test]
+    fn what_is_nested_too_deep_does_not_parse() {
+        let nested = |levels: usize| format!(r#"{{"[[{{\"[":{}{}}}"#, "[".repeat(levels - 1), "]".repeat(levels - 1));
+        assert!(Object::parse("conf", nested(DEEPEST).as_bytes()).is_ok());
+        match Object::parse("conf", nested(DEEPEST + 1).as_bytes()) {
+            Err(Error::Decode { what, problem }) => {
+                assert!(what == "conf" && problem.contains("128 deep"), "{problem}")
+            }
+            other => panic!("{other:?}"),
+        }
+        // A hundred thousand levels: what walks through them has no stack for that.
+        assert!(matches!(Object::parse("conf", nested(100_000).as_bytes()), Err(Error::Decode { .. })));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::{Error, SpecVersion};
@@ -35,13 +35,19 @@ pub struct Interface {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Ip {
     /// Which of the interfaces has it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "index")]
     pub interface: Option<usize>,
     /// The address with the length of its prefix.
     pub address: IpNet,
     /// The gateway of its subnet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gateway: Option<IpAddr>,
+}
+
+/// Some plugins say -1 for none.
+fn index<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<usize>, D::Error> {
+    let number = Option::<i64>::deserialize(deserializer)?;
+    Ok(number.and_then(|number| usize::try_from(number).ok()))
 }
 
 /// A route of an attachment, with the fields of 1.1.0.
@@ -147,7 +153,7 @@ impl CniResult {
             return Self::parse_old(what, object);
         }
         let mut object = without_nulls(object);
-        // "interface": -1 and a missing "ips" in favour of 0.3.0's misprint "ip" are both found in the wild.
+        // 0.3.0's misprint "ip" is found in the wild.
         if let Some(ips) = object.remove("ip").filter(|_| !object.contains_key("ips")) {
             object.insert("ips".to_owned(), ips);
         }
@@ -304,5 +310,7 @@ mod tests {
             other => panic!("{other:?}"),
         }
         assert!(matches!(CniResult::parse("r", &json!([1]), conf), Err(Error::Decode { .. })));
+        let no_interface = json!({"ips": [{"version": "4", "interface": -1, "address": "10.0.0.2/24"}]});
+        assert_eq!(CniResult::parse("r", &no_interface, conf).unwrap().ips[0].interface, None);
     }
 }

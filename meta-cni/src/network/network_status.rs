@@ -76,9 +76,11 @@ fn entries_of<'a>(attached: &'a Attached<'a>) -> Vec<Entry<'a>> {
         // Old results have no interfaces: the name that was asked for is the name.
         return vec![of(result.ips.iter().collect(), attached.interface, "", None, true)];
     };
-    // An address that is said to be of no interface is the last one's; one of the host's end is nobody's here.
+    // An address that is said to be of no interface, or of one that is not there, is the last one's; one of the host's end
+    // is nobody's here.
+    let place = |ip: &Ip| ip.interface.filter(|index| *index < result.interfaces.len());
     let of_interface = |at: usize| -> Vec<&Ip> {
-        let own = |ip: &&Ip| ip.interface == Some(at) || (at == last && ip.interface.is_none());
+        let own = |ip: &&Ip| place(ip) == Some(at) || (at == last && place(ip).is_none());
         result.ips.iter().filter(own).collect()
     };
     // Whoever looks for the pod's own network among several interfaces wants the one that leads out.
@@ -99,6 +101,29 @@ mod tests {
 
     fn result(value: Value) -> CniResult {
         serde_json::from_value(value).unwrap()
+    }
+
+    #[test]
+    fn an_address_of_the_hosts_end_is_not_the_pods_and_one_of_no_interface_is() {
+        let told = |interfaces: Value| {
+            let ips = json!([{"interface": 0, "address": "10.1.0.1/24"}, {"interface": 1, "address": "10.1.0.5/24"},
+                             {"interface": 9, "address": "10.1.0.6/24"}]);
+            let result = result(json!({"interfaces": interfaces, "ips": ips}));
+            let attached = Attached {
+                network: "cbr0",
+                interface: "eth0",
+                primary: true,
+                result: &result,
+                default_gateways: Vec::new(),
+                device_info: None,
+            };
+            let entries: Value = serde_json::from_str(&render(&[attached])).unwrap();
+            entries.as_array().unwrap().iter().map(|entry| entry["ips"].clone()).collect::<Vec<_>>()
+        };
+        let inside = |name| json!({"name": name, "sandbox": "/ns"});
+        assert_eq!(told(json!([{"name": "cni0"}, inside("eth0")])), [json!(["10.1.0.5", "10.1.0.6"])]);
+        assert_eq!(told(json!([inside("a"), inside("b")])), [json!(["10.1.0.1"]), json!(["10.1.0.5", "10.1.0.6"])]);
+        assert_eq!(told(json!([])), [json!(["10.1.0.1", "10.1.0.5", "10.1.0.6"])]);
     }
 
     #[test]

@@ -4,7 +4,7 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use serde::Deserialize;
+use serde::{Deserialize, de::IgnoredAny};
 use serde_json::{Map, Value};
 
 use crate::cni::{Error, check_interface_name};
@@ -13,6 +13,10 @@ use crate::cni::{Error, check_interface_name};
 pub const NETWORKS_ANNOTATION: &str = "k8s.v1.cni.cncf.io/networks";
 /// The key of the annotation that chooses the pod's primary network.
 pub const DEFAULT_NETWORK_ANNOTATION: &str = "v1.multus-cni.io/default-network";
+
+/// The most elements that an annotation may have. An annotation of Kubernetes has room for a quarter of a million, and each
+/// one that is wrong is an error of its own.
+const MOST_ELEMENTS: usize = 1000;
 
 /// One network selection element: a network that the pod asks for, and how.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -96,7 +100,17 @@ pub fn parse(key: &str, annotation: &str, namespace: &str) -> Result<Vec<Selecti
     if text.is_empty() {
         return Ok(Vec::new());
     }
-    let found: Vec<Result<Selection, Error>> = if text.contains(['[', '{', '"']) {
+    let is_json = text.contains(['[', '{', '"']);
+    let count = if is_json {
+        // What is no list of anything is refused below.
+        serde_json::from_str::<Vec<IgnoredAny>>(text).map_or(0, |elements| elements.len())
+    } else {
+        text.split(',').count()
+    };
+    if count > MOST_ELEMENTS {
+        return Err(Error::Config(format!("annotation {key} has {count} elements: {MOST_ELEMENTS} are possible")));
+    }
+    let found: Vec<Result<Selection, Error>> = if is_json {
         let raw: Vec<RawSelection> =
             serde_json::from_str(text).map_err(|problem| Error::decode(format!("annotation {key}"), problem))?;
         raw.into_iter().enumerate().map(|(index, raw)| raw.check(key, index, namespace)).collect()
@@ -272,6 +286,18 @@ mod tests {
                 assert!(errors[1].to_string().contains("too long"));
             }
             other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_thousand_elements_are_the_most() {
+        let json = |count: usize| format!("[{}]", vec![r#"{"name":"a"}"#; count].join(","));
+        for (most, more) in [(vec!["a"; 1000].join(","), ",".repeat(1000)), (json(1000), json(1001))] {
+            assert_eq!(read(&most, "default").unwrap().len(), 1000);
+            match read(&more, "default") {
+                Err(Error::Config(message)) => assert!(message.contains("1001 elements: 1000 are"), "{message}"),
+                other => panic!("{other:?}"),
+            }
         }
     }
 

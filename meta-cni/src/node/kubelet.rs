@@ -6,7 +6,10 @@ use tokio::time::Instant;
 
 use super::{
     checkpoint::Checkpoint,
-    pod_resources::{Failure, PodResourcesApi, v1::PodResources},
+    pod_resources::{
+        Failure, PodResourcesApi,
+        v1::{self, PodResources},
+    },
 };
 use crate::{cluster::PodName, cni::Error, network::Devices};
 
@@ -23,15 +26,17 @@ pub const CHECKPOINT: &str = "/var/lib/kubelet/device-plugins/kubelet_internal_c
 pub async fn devices(pod: &PodName, socket: &Path, checkpoint: &Path, deadline: Instant) -> Result<Devices, Error> {
     let told = async || PodResourcesApi::connect(socket, deadline).await?.of_pod(pod).await;
     Ok(match Word::of(told().await, pod, socket, checkpoint)? {
-        Word::Kubelet(entries) => {
-            let mut devices = Devices::default();
-            for given in entries.iter().flat_map(PodResources::devices) {
-                devices.add(&given.resource_name, given.device_ids.iter().cloned());
-            }
-            devices
-        }
+        Word::Kubelet(entries) => devices_in(entries.iter()),
         Word::Checkpoint(checkpoint) => checkpoint.of_pod(&pod.uid),
     })
+}
+
+fn devices_in<'a>(entries: impl Iterator<Item = &'a PodResources>) -> Devices {
+    let mut devices = Devices::default();
+    for given in entries.flat_map(PodResources::devices) {
+        devices.add(&given.resource_name, given.device_ids.iter().cloned());
+    }
+    devices
 }
 
 /// To whom kubelet gives a device.
@@ -128,10 +133,37 @@ impl Word {
     }
 }
 
+/// An answer to List, as it is on the wire. The client reads its own; this is for who has the message alone.
+#[derive(Debug, Clone)]
+pub struct Listed(Vec<PodResources>);
+
+impl Listed {
+    /// Reads the message, without gRPC's five bytes before it.
+    ///
+    /// # Errors
+    /// [`Error::Decode`].
+    pub fn decode(message: &[u8]) -> Result<Self, Error> {
+        let read: Result<v1::ListPodResourcesResponse, _> = prost::Message::decode(message);
+        let answer = read.map_err(|problem| Error::decode("kubelet's list of the pods' devices", problem))?;
+        Ok(Self(answer.pod_resources))
+    }
+
+    /// The devices of a pod.
+    #[must_use]
+    pub fn devices(&self, pod: &PodName) -> Devices {
+        devices_in(self.0.iter().filter(|entry| entry.is_of(pod)))
+    }
+
+    /// To whom kubelet gives a device.
+    #[must_use]
+    pub fn holders(&self, device: &str, pod: &PodName) -> Holders {
+        listed_holders(device, pod, &self.0)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::node::pod_resources::v1;
 
     #[tokio::test]
     async fn a_device_is_this_pods_or_others_by_the_checkpoint() {

@@ -11,7 +11,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::{
-    cni::{CniArgs, Error, Object, PluginList, check_interface_name},
+    cni::{CniArgs, Error, Object, PluginList, check_container_id, check_interface_name},
     files,
 };
 
@@ -19,6 +19,9 @@ use crate::{
 const DIRECTORY: &str = "/var/lib/cni/multus";
 /// Where libcni keeps results, below it.
 const RESULTS: &str = "results";
+
+/// What is in no key and no value of `CNI_ARGS`.
+const NO_PART: [char; 3] = [';', '=', '\0'];
 
 /// Multus' directories.
 #[derive(Debug, Clone)]
@@ -88,10 +91,19 @@ struct RawResult {
 }
 
 impl RawResult {
+    /// Whether it tells which attachment it is of, in words that can be ones.
+    fn is_usable(&self) -> bool {
+        self.kind == "cniCacheV1"
+            && check_container_id(&self.container_id).is_ok()
+            && check_interface_name(&self.if_name).is_ok()
+    }
+
     fn into_delegate(self) -> Delegate {
         let config = self.config.and_then(|bytes| plugins(&bytes.0, Some(&self.network_name)));
         let pairs = self.cni_args.unwrap_or_default();
-        let args = pairs.iter().fold(CniArgs::default(), |args, (key, value)| args.with(key, value));
+        // What cannot be a pair of CNI_ARGS never was one.
+        let is_pair = |(key, value): &&(String, String)| !key.contains(NO_PART) && !value.contains(NO_PART);
+        let args = pairs.iter().filter(is_pair).fold(CniArgs::default(), |args, (key, value)| args.with(key, value));
         Delegate {
             interface: self.if_name,
             list: config,
@@ -127,7 +139,7 @@ impl MultusFiles {
     pub fn containers(&self) -> Result<Vec<String>, Error> {
         let mut containers: Vec<String> = Vec::new();
         for (path, name) in self.all_files(|directory| directory.clone())? {
-            if name.chars().all(|c| c.is_ascii_alphanumeric() || "_.-".contains(c)) && !name.starts_with('.') {
+            if check_container_id(&name).is_ok() {
                 containers.push(name);
             } else {
                 tracing::warn!(file = %path.display(), "a file in Multus' directory that is no container's");
@@ -162,7 +174,7 @@ impl MultusFiles {
         if let Err(problem) = &cached {
             tracing::warn!(file = %path.display(), %problem, "Multus' file does not tell what it attached");
         }
-        let torn = cached.is_err();
+        let mut torn = cached.is_err();
         let netns = results.iter().map(|result| result.netns.clone()).collect();
         let mut delegates = Vec::new();
         for (position, raw) in cached.unwrap_or_default().into_iter().enumerate() {
@@ -171,6 +183,11 @@ impl MultusFiles {
                 (true, 0) => primary.to_owned(),
                 (true, _) => format!("net{position}"),
             };
+            if let Err(problem) = check_interface_name(&interface) {
+                tracing::warn!(file = %path.display(), problem, "Multus' file does not tell which interface it attached");
+                torn = true;
+                continue;
+            }
             let at = results.iter().position(|result| result.if_name == interface);
             let mut delegate = at.map_or_else(|| bare(&interface), |at| results.remove(at).into_delegate());
             if delegate.list.is_none() {
@@ -219,9 +236,7 @@ impl MultusFiles {
         for (path, _) in self.all_files(|directory| directory.join(RESULTS))? {
             let text = fs::read(&path).map_err(|source| Error::io("read", path.display(), source))?;
             match serde_json::from_slice::<RawResult>(&text) {
-                Ok(result) if result.kind == "cniCacheV1" && check_interface_name(&result.if_name).is_ok() => {
-                    results.insert(path, result);
-                }
+                Ok(result) if result.is_usable() => drop(results.insert(path, result)),
                 _ => tracing::warn!(file = %path.display(), "a result of Multus' that cannot be read is passed over"),
             }
         }

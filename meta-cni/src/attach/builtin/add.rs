@@ -118,7 +118,7 @@ impl Engine {
     }
 }
 
-/// Takes the MTU of a VF from the kernel: the plugin `tuning` changes it behind `sriov` and does not say so.
+/// Takes the MTU of an interface from the kernel: the plugin `tuning` changes it behind another one and does not say so.
 pub(in crate::attach) async fn as_the_chain_left_it(
     record: &Record,
     netns: &Netns,

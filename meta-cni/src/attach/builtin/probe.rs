@@ -41,7 +41,7 @@ impl Engine {
                 Probed::Asked(conflicts) if conflicts.is_empty() => return Ok(reserved),
                 Probed::Asked(conflicts) => conflicts,
                 Probed::Unknown { why } => {
-                    tracing::warn!(network = record.title(), why, "nobody was asked whether the addresses are in use");
+                    tracing::warn!(why, "nobody was asked whether the addresses are in use");
                     return Ok(reserved);
                 }
             };
@@ -53,7 +53,7 @@ impl Engine {
                 return Err(in_use(&seen, "the pod asks for them by name: ask for others, or change those hosts"));
             }
             for Conflict { address, mac } in conflicts {
-                tracing::warn!(network = record.title(), %address, %mac, "the address is somebody else's, and is held back");
+                tracing::warn!(%address, %mac, "the address is somebody else's, and is held back");
                 let reason = Reason::Conflict { mac: mac.to_string() };
                 pool.store(LOCK_PATIENCE).withhold(address, QUARANTINE, &reason)?;
             }

@@ -29,7 +29,7 @@ impl Engine {
         let attached = attach_userspace(host, pod, &original, &vf.wanted, name).await?;
         if ipam.probes() {
             let why = "the VF is bound to a driver for user space";
-            tracing::warn!(network = record.title(), why, "nobody was asked whether the addresses are in use");
+            tracing::warn!(why, "nobody was asked whether the addresses are in use");
         }
         let addresses = match ipam {
             BuiltinIpam::Executed(kind) => self.execute_ipam(kind, record, list).await?,

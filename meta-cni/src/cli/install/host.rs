@@ -79,7 +79,8 @@ impl Host {
         Ok(directory)
     }
 
-    /// Says that somebody stays here to keep the installation as it is, until the file is dropped.
+    /// Says that somebody stays here to keep the installation as it is, until the file is dropped, or the directory is
+    /// another one.
     ///
     /// # Errors
     /// [`Error::Io`].
@@ -89,6 +90,12 @@ impl Host {
         let directory = File::open(&path).map_err(failed)?;
         directory.lock_shared().map_err(failed)?;
         Ok(directory)
+    }
+
+    /// Whether what somebody who stays holds is still our state's directory: one who uninstalled may have removed it.
+    pub(super) fn is_held_by(&self, directory: &File) -> bool {
+        let id = |there: fs::Metadata| (there.dev(), there.ino());
+        fs::metadata(self.seen(&self.state)).is_ok_and(|now| directory.metadata().is_ok_and(|held| id(held) == id(now)))
     }
 
     /// Whether somebody stays here.

@@ -146,8 +146,10 @@ pub(super) async fn run(verb: Verb, arguments: &Arguments) -> Result<Answer, Fai
             if stays {
                 return watch::watch(installer).await;
             }
-            let report = installer.pass(false)?;
-            Ok(Answer { text: report.to_text(), good: true })
+            match installer.pass(false) {
+                (report, None) => Ok(Answer { text: report.to_text(), good: true }),
+                (_, Some(error)) => Err(error.into()),
+            }
         }
     }
 }

@@ -96,40 +96,47 @@ impl Installer {
         Self { plan, stays, put: false, known: None }
     }
 
-    /// Puts everything in its place. With `leave` the primary's file is followed where it is, not taken away.
+    /// Puts everything in its place, and tells what it did, and what is wrong. With `leave` the primary's file is followed
+    /// where it is, not taken away.
     ///
-    /// # Errors
-    /// [`Error::TryLater`] for what may come by itself, [`Error::Config`] and others for what somebody has to mend. Nothing
-    /// was touched then, unless we were installed before and stay: then whatever else could be done was done.
-    pub(super) fn pass(&mut self, leave: bool) -> Result<Report, Error> {
+    /// If something is wrong nothing was touched; but for one that stays where we were installed before: then whatever else
+    /// could be done was done.
+    pub(super) fn pass(&mut self, leave: bool) -> (Report, Option<Error>) {
+        let mut report = Report::default();
+        let mut errors = Vec::new();
+        if let Err(error) = self.pass_under_lock(leave, &mut report, &mut errors) {
+            errors.push(error);
+        }
+        (report, Error::join(errors))
+    }
+
+    fn pass_under_lock(&mut self, leave: bool, report: &mut Report, errors: &mut Vec<Error>) -> Result<(), Error> {
         self.plan.host.create()?;
         let _alone = self.plan.host.lock()?;
         self.plan.host.sweep();
-        let mut report = Report::default();
-        let mut errors = Vec::new();
         errors.extend(binary::judge(&self.plan.host, &self.plan.names, self.plan.replace).err());
         let source = self.plan.source.as_ref();
         let ready = source.map(|source| source.read(&self.plan.host)).transpose().map(Option::flatten);
         let present = Present::read(&self.plan.host);
         let is_there = present.is_some();
         self.known = present.or(self.known.take()).or_else(|| Present::renamed(&self.plan.host));
-        let decided = self.decide(is_there, &mut report);
+        let decided = self.decide(is_there, report);
         // Without our configuration, what we keep of the primary's says that it was there.
         let lenient = self.stays && (is_there || primary::is_kept(&self.plan.host));
         if !lenient && (decided.is_err() || ready.is_err() || !errors.is_empty()) {
             errors.extend(decided.err());
             errors.extend(ready.err());
-            return Error::join(errors).map_or_else(|| Ok(report), Err);
+            return Ok(());
         }
-        let mut again = self.carry_out(decided, ready, How { leave, lenient }, &mut report, &mut errors);
+        let mut again = self.carry_out(decided, ready, How { leave, lenient }, report, errors);
         for _ in 1..ATTEMPTS {
             if !again {
                 break;
             }
-            let decided = self.decide(true, &mut report);
-            again = self.carry_out(decided, Ok(None), How { leave, lenient }, &mut report, &mut errors);
+            let decided = self.decide(is_there, report);
+            again = self.carry_out(decided, Ok(None), How { leave, lenient }, report, errors);
         }
-        Error::join(errors).map_or(Ok(report), Err)
+        Ok(())
     }
 
     /// Does what was decided, each step before what leads to it. Gives whether the primary's owner wrote it once more.

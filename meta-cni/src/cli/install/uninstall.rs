@@ -36,14 +36,14 @@ const STATE: [&str; 4] = ["sandboxes", "confs", "vfs", "faces"];
 pub(super) fn uninstall(host: &Host, force: bool) -> Result<Answer, Error> {
     let net_d = host.seen(&host.net_d);
     let _alone = if net_d.is_dir() { Some(host.lock()?) } else { None };
+    let (host, settings) = &as_installed(host);
     if host.is_kept() {
         return Err(Error::Config(
             "an installer stays on this node (install --watch) and would put everything back: end it first, by removing the DaemonSet".to_owned(),
         ));
     }
     host.sweep();
-    let settings = settings_of(host);
-    let before = attached(host, &settings)?;
+    let before = attached(host, settings)?;
     if !before.is_empty() && !force {
         return Err(refusal(&before));
     }
@@ -53,7 +53,7 @@ pub(super) fn uninstall(host: &Host, force: bool) -> Result<Answer, Error> {
         done.push(format!("{} is removed", host.net_d.join(OUR_FILE).display()));
     }
     // A pod may have come since we looked; from here on none can.
-    let after = attached(host, &settings)?;
+    let after = attached(host, settings)?;
     if let Some(text) = text.filter(|_| !after.is_empty() && !force) {
         host::place(&host.conf(OUR_FILE), &text, 0o600)?;
         take_back(host)?;
@@ -62,7 +62,7 @@ pub(super) fn uninstall(host: &Host, force: bool) -> Result<Answer, Error> {
     forget_kept(host)?;
     done.extend(binary::uninstall(host)?);
     done.extend(credentials::remove(host)?);
-    done.extend(clear_state(host, &settings)?);
+    done.extend(clear_state(host, settings)?);
     if done.is_empty() {
         done.push("nothing of meta-cni is installed".to_owned());
     }
@@ -70,14 +70,21 @@ pub(super) fn uninstall(host: &Host, force: bool) -> Result<Answer, Error> {
     Ok(Answer { text: done.iter().map(|line| format!("{line}\n")).collect(), good: true })
 }
 
-/// Our configuration as far as it says where our state is.
-fn settings_of(host: &Host) -> Settings {
-    let told = Present::read(host).and_then(|present| present.settings());
-    let mut settings =
-        told.unwrap_or_else(|| Settings { state_dir: host.state.clone(), ..Settings::of_plugin(&Object::default()) });
+/// The directories as our configuration names them, whatever the command line says, and its settings with the paths as they
+/// are seen here.
+fn as_installed(host: &Host) -> (Host, Settings) {
+    let mut host = host.clone();
+    let mut settings = match Present::read(&host).and_then(|present| present.settings()) {
+        Some(told) => {
+            host.state.clone_from(&told.state_dir);
+            host.bin.clone_from(&told.bin_dir);
+            told
+        }
+        None => Settings { state_dir: host.state.clone(), ..Settings::of_plugin(&Object::default()) },
+    };
     settings.state_dir = host.seen(&settings.state_dir);
     settings.run_dir = host.seen(&settings.run_dir);
-    settings
+    (host, settings)
 }
 
 /// A network of a living pod that nobody but us can detach.

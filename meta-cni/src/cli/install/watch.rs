@@ -18,13 +18,13 @@ use tokio::{
     sync::{Notify, oneshot},
     time::{Instant, sleep},
 };
+use tracing::Level;
 
 use super::pass::{Installer, Report};
 use crate::{
     cli::{Answer, Failure, in_words},
-    cni::{Error, Object},
-    log,
-    settings::Settings,
+    cni::Error,
+    log::{self, LogSettings},
 };
 
 /// How often everything is looked at where nothing was heard: what inotify does not tell of (another mount in a directory's
@@ -44,41 +44,43 @@ const TAKES_WITHIN: Duration = Duration::from_secs(60);
 /// # Errors
 /// What somebody has to mend before it can be installed at all; what may come by itself is waited for.
 pub(super) async fn watch(mut installer: Installer) -> Result<Answer, Failure> {
-    start_log()?;
+    start_log();
     let mut stop = Stop::new()?;
     let host = installer.plan.host.clone();
     host.create()?;
-    let _stays = host.stay()?;
+    let mut stays = host.stay()?;
     let ears = Ears::open();
     let mut said = Said::default();
     let mut takes = VecDeque::new();
     let mut pause = FIRST_PAUSE;
     let mut installed = false;
     loop {
+        if !host.is_held_by(&stays) {
+            host.create()?;
+            stays = host.stay()?;
+        }
         let listened = installer.plan.source.as_ref().map(super::Source::directories).unwrap_or_default();
         let own = [host.seen(&host.net_d), host.seen(&host.bin), host.seen(&host.credentials())];
         let places: Vec<PathBuf> = own.into_iter().chain(listened.into_iter().map(Path::to_owned)).collect();
         let deaf = ears.as_ref().is_none_or(|ears| !ears.listen(&places));
         let leave = is_contested(&mut takes);
-        let (back, outcome) = tokio::select! {
+        let (back, report, problem) = tokio::select! {
             () = stop.asked() => return Ok(ended()),
             done = in_a_thread(installer, leave) => done?,
         };
         installer = back;
-        let worked = match outcome {
-            Ok(report) => {
-                installed = true;
-                takes.extend(report.taken.then(Instant::now));
-                said.report(&report, leave);
-                !report.done.is_empty()
-            }
+        takes.extend(report.taken.then(Instant::now));
+        said.report(&report, leave);
+        let worked = !report.done.is_empty() || problem.is_some();
+        match problem {
             // Somebody has to mend it: whoever started us is to see that, and starts us again.
-            Err(error) if !installed && !may_come(&error) => return Err(Failure::Failed(error)),
-            Err(error) => {
-                said.problem(&error);
-                true
+            Some(error) if !installed && !may_come(&error) => return Err(Failure::Failed(error)),
+            Some(error) => said.problem(&error),
+            None => {
+                installed = true;
+                said.all_is_well();
             }
-        };
+        }
         let wait = async {
             if worked {
                 sleep(pause).await;
@@ -97,8 +99,8 @@ pub(super) async fn watch(mut installer: Installer) -> Result<Answer, Failure> {
     }
 }
 
-fn start_log() -> Result<(), Error> {
-    log::start(&Settings { log_level: "info".to_owned(), ..Settings::of_plugin(&Object::default()) })
+fn start_log() {
+    log::start_of_command(&LogSettings { level: Some(Level::INFO), ..LogSettings::default() }, "install");
 }
 
 fn ended() -> Answer {
@@ -122,14 +124,14 @@ fn is_contested(takes: &mut VecDeque<Instant>) -> bool {
 }
 
 /// Makes a pass in a thread: whoever ends us does not wait for it, and it may end anywhere.
-async fn in_a_thread(mut installer: Installer, leave: bool) -> Result<(Installer, Result<Report, Error>), Error> {
+async fn in_a_thread(mut installer: Installer, leave: bool) -> Result<(Installer, Report, Option<Error>), Error> {
     let (tell, told) = oneshot::channel();
     std::thread::Builder::new()
         .name("install".to_owned())
         .spawn(move || {
-            let outcome = installer.pass(leave);
+            let (report, problem) = installer.pass(leave);
             // Nobody listens any more: we are being ended.
-            let _ = tell.send((installer, outcome));
+            let _ = tell.send((installer, report, problem));
         })
         .map_err(|source| Error::io("start", "a thread", source))?;
     told.await.map_err(|_| Error::io("run", "the installer's thread", io::Error::other("it ended without an answer")))
@@ -178,6 +180,9 @@ impl Said {
             );
         }
         self.contested = contested;
+    }
+
+    fn all_is_well(&mut self) {
         if !std::mem::take(&mut self.problem).is_empty() {
             tracing::info!("all is in place again");
         }

@@ -25,7 +25,14 @@ impl Script {
         let ledger = Ledger::new(Arc::new(fs::File::create(&notes).unwrap()));
         let program = self.dir.path().join("plugin");
         let deadline = Instant::now() + limit;
-        let execution = Execution { program: &program, env: &[], stdin: "{\"a\":1}", deadline, ledger: Some(&ledger) };
+        let execution = Execution {
+            program: &program,
+            env: &[],
+            without: &[],
+            stdin: "{\"a\":1}",
+            deadline,
+            ledger: Some(&ledger),
+        };
         let result = execution.run().await;
         let note = Ledger::read(&fs::read_to_string(notes).unwrap());
         assert!(note.is_none_or(|note| note.worker.is_alive()));
@@ -116,7 +123,8 @@ async fn a_plugin_that_cannot_be_noted_does_nothing() {
     let deadline = Instant::now() + Duration::from_secs(5);
     // Open for reading only: the write fails.
     let ledger = Ledger::new(Arc::new(fs::File::open(&program).unwrap()));
-    let execution = Execution { program: &program, env: &[], stdin: "{}\n", deadline, ledger: Some(&ledger) };
+    let execution =
+        Execution { program: &program, env: &[], without: &[], stdin: "{}\n", deadline, ledger: Some(&ledger) };
     assert!(matches!(execution.run().await, Err(Error::Io { .. })));
     sleep(Duration::from_millis(100)).await;
     assert!(!script.dir.path().join("plugin.ran").exists());

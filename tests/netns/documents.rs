@@ -61,15 +61,23 @@ fn texts() -> String {
     pieces.fold(first, |text, piece| text + piece.trim_start()).replace("\\\"", "\"")
 }
 
+/// What an item of a list begins with, in backticks.
+fn first_text<'a>(item: &&'a str) -> &'a str {
+    &item[..=item[1..].find('`').unwrap() + 1]
+}
+
 #[test]
 fn each_error_that_is_explained_is_one_that_the_program_says() {
-    let (texts, table) = (texts(), fs::read_to_string(root().join("docs/troubleshooting.md")).unwrap());
-    let rows: Vec<&str> = table.lines().filter_map(|line| line.strip_prefix("| `")).collect();
-    assert!(rows.len() >= 10, "the table is somewhere else");
-    for row in rows {
-        let cell = format!("`{}", row.split(" | ").next().unwrap());
+    let texts = texts();
+    let table = fs::read_to_string(root().join("docs/troubleshooting.md")).unwrap();
+    let readme = fs::read_to_string(root().join("README.md")).unwrap();
+    let section = readme.split("\n## Troubleshooting\n").nth(1).unwrap().split("\n## ").next().unwrap();
+    let rows: Vec<&str> = table.lines().filter_map(|line| line.strip_prefix("| ")).skip(1).collect();
+    let items: Vec<&str> = section.lines().filter_map(|line| line.strip_prefix("* ")).collect();
+    assert!(rows.len() >= 10 && items.len() >= 5, "they are somewhere else");
+    for said in rows.iter().map(|row| row.split(" | ").next().unwrap()).chain(items.iter().map(first_text)) {
         // What stands in backticks are the texts, with `…` for what differs.
-        for quoted in cell.split('`').skip(1).step_by(2) {
+        for quoted in said.split('`').skip(1).step_by(2) {
             let fixed: Vec<&str> = quoted.split('…').filter(|part| part.trim().len() > 2).collect();
             assert!(fixed.iter().any(|part| part.len() > 15), "{quoted}: too little to look for");
             for part in fixed {

@@ -344,11 +344,13 @@ fn short(event: Value) -> String {
 
 /// Makes the shared node as good as new.
 fn sweep() {
+    // Before the namespaces: a link whose other end is in one would go with it, in its own time.
+    let made = ["cni0", "uplink", "eth1", "br-back", "br-team-a"];
+    for link in names("/sys/class/net").iter().filter(|link| made.contains(&link.as_str())) {
+        ip(&format!("link delete {link}"));
+    }
     for netns in names("/run/netns") {
         ip(&format!("netns delete {netns}"));
-    }
-    for link in names("/sys/class/net").iter().filter(|link| ["cni0", "uplink"].contains(&link.as_str())) {
-        ip(&format!("link delete {link}"));
     }
     for directory in [
         "/var/lib/cni",

@@ -86,7 +86,7 @@ fn pod(name: &str, own: &[&str], made: &[&str]) -> ApiPod {
     ApiPod { name: name.to_owned(), uid: objects[0]["metadata"]["uid"].as_str().unwrap().to_owned() }
 }
 
-fn patch_status(kind: &str, name: &str, status: &Value) {
+pub(crate) fn patch_status(kind: &str, name: &str, status: &Value) {
     let patch = json!({"status": status}).to_string();
     Bed::kubectl(&["patch", kind, name, "--subresource=status", "--type=merge", "-p", &patch], "");
 }
@@ -134,7 +134,7 @@ fn slice(name: &str, (driver, node): (&str, &str), (generation, count): (i64, i6
 }
 
 /// kubelet, which gave the pod devices of a device plugin, and tells of a claim.
-fn kubelet(pod: &str, ids: &[&str]) -> Kubelet {
+pub(crate) fn kubelet(pod: &str, ids: &[&str]) -> Kubelet {
     let mut entry = PodResources::new(pod, &[&[(RESOURCE, ids)]]);
     entry.containers[0].dynamic_resources = vec![DynamicResource {
         claim_name: "elsewhere".to_owned(),
@@ -151,7 +151,7 @@ fn may(verb: &str, resource: &str) -> bool {
 }
 
 /// Gives our user the rights of deploy/overlays/dra/rbac.yaml.
-fn grant() {
+pub(crate) fn grant() {
     Bed::kubectl(&["apply", "-f", RIGHTS], "");
     wait_for("the server knows the rights", 10, || {
         may("get", "resourceclaims.resource.k8s.io") && may("list", "resourceslices.resource.k8s.io")

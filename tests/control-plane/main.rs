@@ -13,6 +13,7 @@ mod credentials;
 mod crowd;
 mod dra;
 mod events;
+mod examples;
 mod front;
 mod identity;
 mod manifests;

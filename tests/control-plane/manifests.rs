@@ -4,7 +4,7 @@ use std::fs;
 
 use serde_json::Value;
 
-use crate::{bed::Bed, harness::names};
+use crate::{bed::Bed, examples, harness::names};
 
 const DEPLOY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy");
 
@@ -56,6 +56,10 @@ fn the_server_takes_the_examples() {
     let _bed = Bed::enter();
     for name in names(format!("{DEPLOY}/examples")).iter().filter(|name| name.ends_with(".yaml")) {
         let text = fs::read_to_string(format!("{DEPLOY}/examples/{name}")).unwrap();
+        // What is in a namespace can be tried only where that is there.
+        for namespace in examples::documents(&text).iter().filter(|object| object["kind"] == "Namespace") {
+            Bed::kubectl(&["apply", "-f", "-"], &namespace.to_string());
+        }
         Bed::kubectl(&["apply", "--dry-run=server", "--validate=strict", "-f", "-"], &text);
     }
 }

@@ -19,12 +19,12 @@ const MAC: &str = "02:00:00:00:00:42";
 const RESOURCE: &str = "bed.test/vf";
 
 /// A VF that is bound to vfio-pci for as long as this lives.
-struct Vfio {
+pub(crate) struct Vfio {
     vf: Vf,
 }
 
 impl Vfio {
-    fn bind(vf: &Vf) -> Self {
+    pub(crate) fn bind(vf: &Vf) -> Self {
         crate::harness::run("modprobe", &["vfio-pci"]);
         rebind(vf, "vfio-pci");
         assert_eq!(driver(vf), "vfio-pci");

@@ -22,6 +22,7 @@ mod deletion;
 mod drop_in;
 mod dsr;
 mod eviction;
+mod examples;
 mod executed_ipam;
 mod face;
 mod howto;

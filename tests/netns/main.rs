@@ -12,6 +12,7 @@ mod configured;
 mod conformance;
 mod deletion;
 mod devices;
+mod documents;
 mod dsr;
 mod engine;
 mod events;

@@ -22,7 +22,7 @@ const PAUSES: [(&str, usize, &str); 7] = [
     ("sandbox/src/probe.rs", 1, "neighbours, who are asked a second time: silence is the answer that is hoped for"),
 ];
 
-fn rust_files(directory: &Path, found: &mut Vec<PathBuf>) {
+pub(crate) fn rust_files(directory: &Path, found: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(directory).unwrap().map(Result::unwrap) {
         let path = entry.path();
         if path.is_dir() {

@@ -31,6 +31,8 @@ fn the_server_takes_the_base_and_each_overlay() {
         ("ClusterRoleBinding", "meta-cni"),
         ("ValidatingAdmissionPolicy", "meta-cni-pod-status"),
         ("ValidatingAdmissionPolicyBinding", "meta-cni-pod-status"),
+        ("ValidatingAdmissionPolicy", "meta-cni-events"),
+        ("ValidatingAdmissionPolicyBinding", "meta-cni-events"),
         ("DaemonSet", "meta-cni"),
     ] {
         assert!(find(&base, kind, name).is_some(), "{kind} {name} is missing");
@@ -38,7 +40,10 @@ fn the_server_takes_the_base_and_each_overlay() {
     let overlays = names(format!("{DEPLOY}/overlays"));
     assert_eq!(overlays, ["dra", "k3s", "no-policy", "openshift"]);
     let of = |overlay: &str| objects(&format!("{DEPLOY}/overlays/{overlay}"));
-    assert!(find(&of("no-policy"), "ValidatingAdmissionPolicy", "meta-cni-pod-status").is_none());
+    let policies = |objects: Vec<Value>| {
+        objects.iter().filter(|object| object["kind"].as_str().unwrap().starts_with("ValidatingAdmission")).count()
+    };
+    assert_eq!((policies(of("dra")), policies(of("no-policy"))), (4, 0));
     assert!(find(&of("dra"), "ClusterRole", "meta-cni-dra").is_some());
     assert!(find(&of("openshift"), "ClusterRole", "meta-cni-scc").is_some());
     let path = |objects: &[Value], volume: &str| {

@@ -123,6 +123,39 @@ fn a_nodes_token_writes_the_status_annotation_of_its_own_pods_alone() {
 }
 
 #[test]
+fn a_nodes_token_makes_events_of_its_own_node_alone() {
+    let bed = Bed::enter();
+    let _policy = Policy::enforce();
+    let node = of_node("node-4");
+    let pod = Bed::pod("eventful", &json!({NETWORKS: "nowhere"}));
+    let mut conf = bed.conf(node.as_ref());
+    conf["nodeName"] = json!("node-4");
+    let netns = bed.world.netns();
+    bed.call("ADD", &netns, &conf, &pod).fails(7);
+    let made = || -> Vec<Value> {
+        let words = ["get", "events", "--field-selector=involvedObject.name=eventful", "-o", "json"];
+        let list: Value = serde_json::from_str(&Bed::kubectl(&words, "")).unwrap();
+        list["items"].as_array().unwrap().clone()
+    };
+    wait_for("what we say is taken", 15, || made().len() == 1);
+    let mut event = made().remove(0);
+    assert_eq!((&event["reason"], &event["reportingInstance"]), (&json!("NoNetworkFound"), &json!("node-4")));
+
+    event["metadata"] = json!({"name": "forged", "namespace": "default"});
+    for (key, value, reason) in [
+        ("reportingInstance", json!("node-1"), "the event is of node node-1, the token is of node node-4"),
+        ("reportingComponent", json!("kubelet"), "the event is not meta-cni's"),
+        ("involvedObject", json!({"kind": "Service", "name": "s", "namespace": "default"}), "are about pods"),
+    ] {
+        let mut forged = event.clone();
+        forged[key] = value;
+        let (made, _, said) = Bed::kubectl_raw(&["--kubeconfig", &node, "create", "-f", "-"], &forged.to_string());
+        assert!(!made && said.contains("Forbidden") && said.contains(reason), "{key}: {said}");
+    }
+    bed.assert_undone(&netns);
+}
+
+#[test]
 fn a_nodes_token_comes_to_nothing_but_pods_and_definitions() {
     let bed = Bed::enter();
     bed.macvlans(&[("barred", 16)]);

@@ -13,10 +13,10 @@ use crate::bed::{ApiPod, Bed, NETWORKS, STATUS, USER, wait_for};
 struct Policy;
 
 impl Policy {
-    fn enforce() -> Self {
+    fn enforce(probe: &str) -> Self {
         Bed::kubectl(&["apply", "-f", Self::FILE], "");
         let policy = Self;
-        let probe = Bed::pod("probe", &json!({}));
+        let probe = Bed::pod(probe, &json!({}));
         let (unbound, write) = (Bed::service_account(), status_annotation("probed"));
         let refusal = || patch_status(unbound.to_str().unwrap(), &probe, &write).err().unwrap_or_default();
         wait_for("the server goes by the policy", 20, || refusal().contains("the token names no node"));
@@ -82,7 +82,7 @@ fn object(name: &str) -> Value {
 fn a_nodes_token_writes_the_status_annotation_of_its_own_pods_alone() {
     let bed = Bed::enter();
     bed.macvlans(&[("policed", 15)]);
-    let _policy = Policy::enforce();
+    let _policy = Policy::enforce("probe-status");
     let node_1 = of_node("node-1");
     let pod = Bed::pod("policed", &json!({NETWORKS: "policed", "others": "kept", STATUS: "before"}));
 
@@ -125,7 +125,7 @@ fn a_nodes_token_writes_the_status_annotation_of_its_own_pods_alone() {
 #[test]
 fn a_nodes_token_makes_events_of_its_own_node_alone() {
     let bed = Bed::enter();
-    let _policy = Policy::enforce();
+    let _policy = Policy::enforce("probe-events");
     let node = of_node("node-4");
     let pod = Bed::pod("eventful", &json!({NETWORKS: "nowhere"}));
     let mut conf = bed.conf(node.as_ref());

@@ -29,6 +29,7 @@ fmt:
 
 lint:
 	$(CARGO) fmt --all --check
+	$(CARGO) tree --locked --quiet --manifest-path fuzz/Cargo.toml >/dev/null
 	$(CARGO) fmt --manifest-path fuzz/Cargo.toml --check
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 	$(CARGO) clippy --locked -p meta-cni --test guest --test churn -- -D warnings

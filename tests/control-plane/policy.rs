@@ -145,6 +145,8 @@ fn a_nodes_token_makes_events_of_its_own_node_alone() {
     for (key, value, reason) in [
         ("reportingInstance", json!("node-1"), "the event is of node node-1, the token is of node node-4"),
         ("reportingComponent", json!("kubelet"), "the event is not meta-cni's"),
+        ("source", json!({"component": "kubelet", "host": "node-4"}), "the event is not meta-cni's"),
+        ("source", json!({"component": "meta-cni", "host": "node-1"}), "the event is not meta-cni's"),
         ("involvedObject", json!({"kind": "Service", "name": "s", "namespace": "default"}), "are about pods"),
     ] {
         let mut forged = event.clone();

@@ -113,7 +113,8 @@ fn a_status_that_is_never_written_undoes_the_pod_at_the_deadline() {
     // What does not pass is not tried again.
     for (code, says) in [
         (404, "pod default/never is gone, or another one has its name"),
-        (422, "pod default/never is gone, or another one has its name"),
+        // Not what a pod of another UID is answered (`identity`).
+        (422, "answered 422: said by the front"),
         (403, "deploy/base/rbac.yaml"),
         (400, "answered 400: said by the front"),
     ] {

@@ -4,7 +4,7 @@
 use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
 
 use crate::{
-    bed::{Node, OURS, Tree, our_plugin, podnet},
+    bed::{Node, OURS, PRIMARY, Tree, our_plugin, podnet},
     harness::{Point, Which, census, trace},
 };
 
@@ -121,6 +121,24 @@ fn a_removal_that_is_killed_anywhere_leaves_a_whole_conf_and_is_finished_by_the_
     };
     let where_killed = kill_everywhere(&node, "uninstall", &[], again, |point| {
         node.is_ours_and_whole();
+        node.uninstall(&[]);
+        assert_eq!(files(&node), before, "killed before {point:?}");
+    });
+    println!("{where_killed}");
+}
+
+#[test]
+fn an_installation_after_a_removal_that_was_killed_takes_the_primary_away_again() {
+    let node = node();
+    let before = files(&node);
+    let again = || {
+        node.preinstall();
+        node.install(&MORE);
+    };
+    let where_killed = kill_everywhere(&node, "uninstall", &[], again, |point| {
+        again();
+        node.is_ours_and_whole();
+        assert!(!Path::new(PRIMARY).exists(), "the runtime may fall back to it: killed before {point:?}");
         node.uninstall(&[]);
         assert_eq!(files(&node), before, "killed before {point:?}");
     });

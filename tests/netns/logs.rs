@@ -362,3 +362,20 @@ fn a_configurations_secrets_are_not_logged_at_any_level() {
     assert!(text.contains("exit code 3") && text.contains("level=DEBUG"), "{text}");
     assert!(!text.contains(secret), "{text}");
 }
+
+#[test]
+fn a_pods_unknown_keys_are_one_line_however_many_and_however_long() {
+    let (world, _recorder, mut conf) = logging_world();
+    conf["logToStderr"] = json!(false);
+    let keys: BTreeMap<String, Value> = (0..5000).map(|number| (format!("key-{number}"), json!(0))).collect();
+    let mut element = json!({"name": "n".repeat(20_000)});
+    element.as_object_mut().unwrap().extend(keys);
+    world.pod("p", &json!([element]).to_string());
+    world.call("ADD", "c1", &world.netns(), &conf).pod("p").fails(7);
+    let size = fs::metadata(LOG).unwrap().len();
+    assert!(size < 50_000, "{size} bytes");
+    let warnings: Vec<Line> = take().into_iter().filter(|line| line["level"] == "WARN").collect();
+    assert_eq!(warnings.len(), 1, "{warnings:#?}");
+    let told = warnings[0]["keys"].as_str().unwrap();
+    assert!(told.starts_with("key-0, key-1, key-10,"), "{told}");
+}

@@ -231,10 +231,6 @@ impl Engine {
             Err(error) if !builtin => self.add_again(&list, error, &scene).await?,
             made => made?,
         };
-        let mut result = result;
-        if list.plugins.len() > 1 {
-            as_the_chain_left_it(record, netns, &mut result).await?;
-        }
         record.result = value;
         if !record.primary {
             record.stage = Stage::Done;
@@ -247,6 +243,12 @@ impl Engine {
             .map(|vf| json!({"type": "pci", "version": "1.1.0", "pci": {"pci-address": vf.pci.to_string()}}));
         made.device_info = infos.read(&info).or(of_vf);
         made.result = result;
+        // It is only told: all that DEL needs is on disk before.
+        if list.plugins.len() > 1
+            && let Err(error) = as_the_chain_left_it(&made.record, netns, &mut made.result).await
+        {
+            tracing::warn!(%error, "the MTU that the chain left is not known");
+        }
         Ok(())
     }
 

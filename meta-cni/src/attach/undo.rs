@@ -96,11 +96,13 @@ impl Engine {
 
     async fn undo_steps(&self, record: &mut Record, netns: Option<&str>) -> Result<(), Error> {
         let list = record.additions.apply(self.records.conf(record)?)?;
-        if let (Some(path), Some(change)) = (netns, record.default_routes.take()) {
+        if let (Some(path), Some(change)) = (netns, &record.default_routes) {
             let links = Rtnl::open(&sandbox::Netns::open(path)?)?;
-            // The interface may be half gone; what matters is that the other network gets its route back.
-            if let Err(error) = change.undo(&links).await {
-                tracing::warn!(%error, "the default route before is not restored");
+            // The interface may be half gone; what matters is that the other network gets its route back. A record that
+            // stays keeps the plan until it did.
+            match change.undo(&links).await {
+                Ok(()) => record.default_routes = None,
+                Err(error) => tracing::warn!(%error, "the default route before is not restored"),
             }
         }
         let builtin = record.vf.is_some() || record.addresses.is_some() || self.is_builtin_list(&list);

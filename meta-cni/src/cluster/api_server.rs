@@ -110,7 +110,9 @@ impl ApiServer {
         let path = format!("/api/v1/namespaces/{}/pods/{}/status", pod.namespace, pod.name);
         match self.send(Method::PATCH, &path, METADATA_ONLY, Some(json!({"metadata": metadata}))).await {
             Ok(_) => Ok(Written::Done),
-            Err(Failure::Status(404 | 422, _)) => Ok(Written::PodGone),
+            Err(Failure::Status(404, _)) => Ok(Written::PodGone),
+            // It names the field that cannot be changed: the pod has another UID by now. There are other reasons for a 422.
+            Err(Failure::Status(422, message)) if message.contains("metadata.uid") => Ok(Written::PodGone),
             Err(failure) => {
                 Err(failure.into_error("write network-status of", &format!("pod {}/{}", pod.namespace, pod.name)))
             }
@@ -125,10 +127,11 @@ impl ApiServer {
             Ok(_) => return Posted::Done,
             Err((failure, _)) => failure,
         };
+        self.forget_connection_after(&failure).await;
         let what = format!("event {namespace}/{name}");
         match (&failure, failure.passes_with()) {
             (Failure::Status(409, _), _) => Posted::Done,
-            (Failure::Status(401 | 403, _), _) => Posted::NoneAllowed(failure.into_error("create", &what)),
+            (Failure::Status(403, _), _) => Posted::NoneAllowed(failure.into_error("create", &what)),
             (Failure::Away(_) | Failure::Ours(_), _) | (_, Passes::Time | Passes::OtherCredentials) => {
                 Posted::Later(failure.into_error("create", &what))
             }
@@ -163,10 +166,7 @@ impl ApiServer {
             if Instant::now() + server_asks + pause >= give_up {
                 return Err(failure);
             }
-            if !matches!(failure, Failure::Status(code, _) if code != 401) {
-                // The next one has the credentials that are there by then.
-                *self.connection.lock().await = None;
-            }
+            self.forget_connection_after(&failure).await;
             back_off(server_asks, pause).await;
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
@@ -217,6 +217,13 @@ impl ApiServer {
         let asks = head.headers.get(header::RETRY_AFTER).and_then(|seconds| seconds.to_str().ok()?.parse().ok());
         let asks = Duration::from_secs(asks.unwrap_or_default()).min(LONGEST_REQUESTED_PAUSE);
         Err((Failure::Status(head.status.as_u16(), message), asks))
+    }
+
+    /// The next request has the credentials that are there by then.
+    async fn forget_connection_after(&self, failure: &Failure) {
+        if !matches!(failure, Failure::Status(code, _) if *code != 401) {
+            *self.connection.lock().await = None;
+        }
     }
 
     async fn connected(&self) -> Result<Arc<Connection>, Failure> {

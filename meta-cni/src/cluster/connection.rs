@@ -9,7 +9,7 @@ use hyper_util::{
 use kube::{
     Client, Config,
     client::ConfigExt as _,
-    config::{AuthInfo, KubeConfigOptions, Kubeconfig},
+    config::{AuthInfo, KubeConfigOptions, Kubeconfig, KubeconfigError},
 };
 use tower::ServiceBuilder;
 
@@ -39,16 +39,26 @@ impl From<Error> for Unusable {
     }
 }
 
+/// What is wrong with a kubeconfig, without a word of what is in it: an error of YAML quotes the lines around it, and there
+/// may be a token in one. Who may see a pod's events would read it.
+pub(crate) fn without_content(problem: &KubeconfigError) -> String {
+    match problem {
+        KubeconfigError::Parse(problem) => {
+            let place = problem.location().map(|at| format!(" at line {}, column {}", at.line(), at.column()));
+            format!("it is no kubeconfig{}", place.unwrap_or_default())
+        }
+        other => other.to_string(),
+    }
+}
+
 /// A client as kube makes it, but for the resolver (see `dns`) and TCP_NODELAY: with Nagle's algorithm the first request
 /// waits 40 ms for a delayed acknowledgement.
 pub(super) async fn connect(path: &Path) -> Result<Connection, Unusable> {
     let wrong = |problem: &dyn std::fmt::Display| Error::Config(format!("kubeconfig {}: {problem}", path.display()));
     let kubeconfig = match Kubeconfig::read_from(path) {
         Ok(kubeconfig) => kubeconfig,
-        Err(kube::config::KubeconfigError::ReadConfig(source, _)) => {
-            return Err(Error::io("read", path.display(), source).into());
-        }
-        Err(problem) => return Err(wrong(&problem).into()),
+        Err(KubeconfigError::ReadConfig(source, _)) => return Err(Error::io("read", path.display(), source).into()),
+        Err(problem) => return Err(wrong(&without_content(&problem)).into()),
     };
     let mut config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
         .await
@@ -118,4 +128,25 @@ pub(super) fn is_io(error: &(dyn std::error::Error + 'static), kinds: &[io::Erro
         };
     }
     false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_wrong_with_a_kubeconfig_tells_nothing_of_its_content() {
+        for text in [
+            "apiVersion: v1\nusers:\n- name: x\n  user:\n    token: eyJsecret\n   wrong: [",
+            "apiVersion: v1\nusers:\n- name: x\n  user: eyJsecret\n",
+            r#"{"users": [{"name": "x", "user": {"token": "eyJsecret", "client-key-data": "eyJsecret"#,
+        ] {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("kubeconfig");
+            std::fs::write(&path, text).unwrap();
+            let problem = without_content(&Kubeconfig::read_from(&path).unwrap_err());
+            assert!(problem.starts_with("it is no kubeconfig at line "), "{problem}");
+            assert!(!problem.contains("eyJsecret"), "{problem}");
+        }
+    }
 }

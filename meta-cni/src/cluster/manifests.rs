@@ -100,7 +100,7 @@ impl Manifests {
 /// The documents of a YAML file; JSON is YAML.
 fn documents(path: &Path, text: &str) -> Result<Vec<Value>, Error> {
     let limits = serde_saphyr::alias_limits! { max_total_replayed_events: MOST_REPLAYED };
-    let options = serde_saphyr::options! { alias_limits: limits };
+    let options = serde_saphyr::options! { alias_limits: limits, with_snippet: false };
     let mut documents = Vec::new();
     for document in text.split("\n---") {
         let document = document.trim_start_matches("---");

@@ -21,6 +21,7 @@ use crate::{
 };
 use api_server::ApiServer;
 pub(crate) use api_server::jittered;
+pub(crate) use connection::without_content;
 pub use event::{Event, Reason, Subject};
 pub use events::Events;
 pub(crate) use events::{Handed, POST_COMMAND, post_command};

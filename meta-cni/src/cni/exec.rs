@@ -87,7 +87,7 @@ impl Execution<'_> {
     }
 
     async fn spawn(&self) -> Result<(Child, Option<ProcessGroup>), Error> {
-        let give_up = Instant::now() + BUSY_LIMIT;
+        let give_up = (Instant::now() + BUSY_LIMIT).min(self.deadline);
         let mut pause = Duration::from_millis(5);
         loop {
             let before = boot_ticks();

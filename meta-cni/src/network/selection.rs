@@ -17,6 +17,8 @@ pub const DEFAULT_NETWORK_ANNOTATION: &str = "v1.multus-cni.io/default-network";
 /// The most elements that an annotation may have. An annotation of Kubernetes has room for a quarter of a million, and each
 /// one that is wrong is an error of its own.
 const MOST_ELEMENTS: usize = 1000;
+/// How much of a name is told, in characters: no object has a longer one.
+const LONGEST_SHOWN: usize = 253;
 
 /// One network selection element: a network that the pod asks for, and how.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -153,9 +155,12 @@ fn wrong_element(key: &str, element: &str, problem: &str) -> Error {
 
 impl RawSelection {
     fn check(self, annotation: &str, index: usize, namespace: &str) -> Result<Selection, Error> {
-        let element = format!("element {} ({})", index + 1, if self.name.is_empty() { "no name" } else { &self.name });
-        for key in self.unknown.keys() {
-            tracing::warn!(element, key, "unknown key in the annotation {annotation} is ignored");
+        let name: String = self.name.chars().take(LONGEST_SHOWN).collect();
+        let element = format!("element {} ({})", index + 1, if name.is_empty() { "no name" } else { &name });
+        if !self.unknown.is_empty() {
+            // One line, however many there are: an annotation is anybody's.
+            let keys: Vec<&str> = self.unknown.keys().map(String::as_str).collect();
+            tracing::warn!(element, keys = keys.join(", "), "unknown keys in the annotation {annotation} are ignored");
         }
         let mut gateways = None;
         if let Some(texts) = &self.default_route {

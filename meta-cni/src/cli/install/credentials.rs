@@ -13,7 +13,7 @@ use kube::config::Kubeconfig;
 use serde_json::json;
 
 use super::host::{self, Host};
-use crate::cni::Error;
+use crate::{cluster::without_content, cni::Error};
 
 /// The names of our files.
 const TOKEN: &str = "token";
@@ -130,8 +130,9 @@ impl Source {
         match self {
             Self::Kubeconfig(path) => {
                 let seen = host.seen(path);
-                Kubeconfig::read_from(&seen)
-                    .map_err(|problem| Error::Config(format!("kubeconfig {}: {problem}", path.display())))?;
+                Kubeconfig::read_from(&seen).map_err(|problem| {
+                    Error::Config(format!("kubeconfig {}: {}", path.display(), without_content(&problem)))
+                })?;
                 Ok(None)
             }
             Self::Token { token, ca, servers, kubelet, environment } => {
@@ -194,7 +195,7 @@ fn written(host: &Host) -> Option<String> {
 /// The server of the current context of kubelet's kubeconfig.
 fn of_kubelet(path: &Path, seen: &Path) -> Result<Server, Error> {
     let wrong = |problem: &str| Error::Config(format!("{}: {problem}; name the server (--server)", path.display()));
-    let kubeconfig = Kubeconfig::read_from(seen).map_err(|problem| wrong(&problem.to_string()))?;
+    let kubeconfig = Kubeconfig::read_from(seen).map_err(|problem| wrong(&without_content(&problem)))?;
     let current = kubeconfig.current_context.unwrap_or_default();
     let context = kubeconfig.contexts.into_iter().find(|context| context.name == current);
     let name = context.and_then(|context| Some(context.context?.cluster));

@@ -239,6 +239,12 @@ pub(super) fn rename(from: &Path, to: &Path) -> Result<(), Error> {
         .map_err(|source| Error::io("rename", format!("{} to {}", from.display(), to.display()), source))
 }
 
+/// Whether these are two names of one file.
+pub(super) fn are_one(one: &Path, other: &Path) -> bool {
+    let identity = |path: &Path| fs::symlink_metadata(path).map(|there| (there.dev(), there.ino())).ok();
+    identity(one).is_some_and(|identity_of_one| identity(other) == Some(identity_of_one))
+}
+
 /// Removes a file; gives whether there was one.
 ///
 /// # Errors

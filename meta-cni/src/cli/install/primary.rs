@@ -203,6 +203,11 @@ pub(super) fn keep(host: &Host, choice: &Choice) -> Result<bool, Error> {
 pub(super) fn take(host: &Host, choice: &Choice) -> Result<PluginList, Error> {
     let (live, kept) = (host.conf(&choice.name), host.conf(&choice.kept_name()));
     let before = fs::read(&kept).map_err(|source| Error::io("read", kept.display(), source))?;
+    if host::are_one(&live, &kept) {
+        // An uninstall that was killed gave its name back; a rename of two names of one file would leave both.
+        host::remove(&live)?;
+        return PluginList::from_file(&kept);
+    }
     if let Err(error) = host::rename(&live, &kept) {
         // It went by itself.
         return if live.exists() { Err(error) } else { PluginList::from_file(&kept) };

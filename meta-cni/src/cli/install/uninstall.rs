@@ -3,7 +3,6 @@
 
 use std::{
     fs,
-    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
 
@@ -169,8 +168,7 @@ fn give_back(host: &Host) -> Result<Vec<String>, Error> {
 
 /// Undoes [`give_back`].
 fn take_back(host: &Host) -> Result<(), Error> {
-    let inode = |path: &Path| fs::symlink_metadata(path).map(|there| there.ino()).ok();
-    for (_, name) in kept(host).into_iter().filter(|(kept, name)| inode(kept) == inode(name)) {
+    for (_, name) in kept(host).into_iter().filter(|(kept, name)| host::are_one(kept, name)) {
         host::remove(&name)?;
     }
     Ok(())

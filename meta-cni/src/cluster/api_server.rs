@@ -37,8 +37,10 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// More than any deadline: what a server asks for beyond it makes no difference, and must not be added to a time.
 const LONGEST_REQUESTED_PAUSE: Duration = Duration::from_secs(24 * 3600);
 /// How long credentials are read anew that are not accepted, or do not belong together: who replaces a certificate and
-/// its key does it one after the other.
-const ROTATION_PATIENCE: Duration = Duration::from_secs(1);
+/// its key does it one after the other, and a token's next one may come with the next pod of an installer. They are files:
+/// to look again costs little.
+const ROTATION_PATIENCE: Duration = Duration::from_secs(2);
+const LONGEST_ROTATION_PAUSE: Duration = Duration::from_millis(100);
 
 /// How a connection ends that was taken: a load balancer takes it for servers that are just being replaced.
 const BROKEN_OFF: [ErrorKind; 4] =
@@ -160,6 +162,7 @@ impl ApiServer {
                 Passes::Never => return Err(failure),
                 Passes::Time => self.deadline,
                 Passes::OtherCredentials => {
+                    pause = pause.min(LONGEST_ROTATION_PAUSE);
                     (*rotation_ends.get_or_insert(Instant::now() + ROTATION_PATIENCE)).min(self.deadline)
                 }
             };

@@ -126,7 +126,7 @@ fn containerd_may_be_killed_while_pods_live_and_while_they_are_made() {
     // In the middle of an ADD.
     slow.behave("slow", "ADD", "sleep 3\n");
     node.create(&[pod("during", "net-b,slow")]);
-    wait_for("ADD has come to its last network", 30, || slow.calls().len() == 1);
+    wait_for("ADD has come to its last network", 60, || slow.calls().len() == 1);
     node.restart_containerd();
     slow.relax("slow", "ADD");
     node.wait_ready(&["before", "during"]);

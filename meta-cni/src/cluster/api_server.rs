@@ -37,8 +37,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// More than any deadline: what a server asks for beyond it makes no difference, and must not be added to a time.
 const LONGEST_REQUESTED_PAUSE: Duration = Duration::from_secs(24 * 3600);
 /// How long credentials are read anew that are not accepted, or do not belong together: who replaces a certificate and
-/// its key does it one after the other, and a token's next one may come with the next pod of an installer. They are files:
-/// to look again costs little.
+/// its key does it one after the other, and a token's next one may come with the next pod of an installer. What is wrong by
+/// itself, or between us and the server, costs the server nothing to look at again.
 const ROTATION_PATIENCE: Duration = Duration::from_secs(2);
 const LONGEST_ROTATION_PAUSE: Duration = Duration::from_millis(100);
 
@@ -162,7 +162,9 @@ impl ApiServer {
                 Passes::Never => return Err(failure),
                 Passes::Time => self.deadline,
                 Passes::OtherCredentials => {
-                    pause = pause.min(LONGEST_ROTATION_PAUSE);
+                    if !matches!(failure, Failure::Status(..)) {
+                        pause = pause.min(LONGEST_ROTATION_PAUSE);
+                    }
                     (*rotation_ends.get_or_insert(Instant::now() + ROTATION_PATIENCE)).min(self.deadline)
                 }
             };

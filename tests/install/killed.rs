@@ -37,6 +37,11 @@ fn files(node: &Node) -> Tree {
     tree
 }
 
+fn reinstall(node: &Node) {
+    node.preinstall();
+    node.install(&MORE);
+}
+
 /// Kills a command before each point in turn; what was before is put back by `again`, what is left is judged by `judge`. Says
 /// where.
 fn kill_everywhere(node: &Node, verb: &str, more: &[&str], again: impl Fn(), judge: impl Fn(&Point)) -> String {
@@ -115,10 +120,7 @@ fn an_upgrade_that_is_killed_anywhere_leaves_the_node_installed() {
 fn a_removal_that_is_killed_anywhere_leaves_a_whole_conf_and_is_finished_by_the_next_one() {
     let node = node();
     let before = files(&node);
-    let again = || {
-        node.preinstall();
-        node.install(&MORE);
-    };
+    let again = || reinstall(&node);
     let where_killed = kill_everywhere(&node, "uninstall", &[], again, |point| {
         node.is_ours_and_whole();
         node.uninstall(&[]);
@@ -131,10 +133,7 @@ fn a_removal_that_is_killed_anywhere_leaves_a_whole_conf_and_is_finished_by_the_
 fn an_installation_after_a_removal_that_was_killed_takes_the_primary_away_again() {
     let node = node();
     let before = files(&node);
-    let again = || {
-        node.preinstall();
-        node.install(&MORE);
-    };
+    let again = || reinstall(&node);
     let where_killed = kill_everywhere(&node, "uninstall", &[], again, |point| {
         again();
         node.is_ours_and_whole();

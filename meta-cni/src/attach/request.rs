@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::{Engine, configured, primary, record::Entry};
 use crate::{
-    cluster::{Pod, PodName},
+    cluster::Pod,
     cni::{Error, Object},
     log,
     network::{
@@ -22,6 +22,7 @@ use crate::{
         device_info::{self, DeviceInfo},
         kubelet,
     },
+    pod::PodName,
 };
 
 /// The capability by which containerd hands over a pod's annotations.

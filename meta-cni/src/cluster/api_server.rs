@@ -2,7 +2,6 @@
 //! a pod's status, POST an event.
 
 use std::{
-    hash::{BuildHasher as _, Hasher as _, RandomState},
     io::ErrorKind,
     path::{Path, PathBuf},
     sync::Arc,
@@ -18,12 +17,14 @@ use tokio::{
 };
 
 use super::{
-    Pod, PodName, Written,
+    Pod, Written,
     connection::{Connection, Unusable, connect, is_io},
 };
 use crate::{
     cni::{Error, TRACEPARENT, Trace},
     network::{Definition, network_status::STATUS_ANNOTATION},
+    pause::jittered,
+    pod::PodName,
 };
 
 /// Only metadata is sent back: a pod with many containers is tens of KiB.
@@ -264,13 +265,6 @@ pub(super) async fn back_off(at_least: Duration, longest: Duration) {
     tokio::time::sleep(at_least + jittered(longest)).await;
 }
 
-/// A pause between half and all of `longest`: many pods that met the same busy server do not come back at once.
-pub(crate) fn jittered(longest: Duration) -> Duration {
-    // Every RandomState has keys of its own, from the kernel's random numbers.
-    let random = RandomState::new().build_hasher().finish();
-    longest / 2 + longest * u32::from(u8::try_from(random % 256).unwrap_or_default()) / 512
-}
-
 /// Why a request was not answered with what was asked for.
 pub(super) enum Failure {
     /// The server's answer.
@@ -341,18 +335,5 @@ impl Failure {
             }
             Self::Credentials(error) | Self::Ours(error) => error,
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn pauses_differ_within_bounds() {
-        let longest = Duration::from_millis(800);
-        let pauses: Vec<Duration> = (0..50).map(|_| jittered(longest)).collect();
-        assert!(pauses.iter().all(|pause| (longest / 2..=longest).contains(pause)), "{pauses:?}");
-        assert!(pauses.iter().any(|pause| *pause != pauses[0]));
     }
 }

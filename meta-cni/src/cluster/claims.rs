@@ -7,11 +7,11 @@ use http::Method;
 use serde_json::Value;
 
 use super::{
-    Pod, PodName,
+    Pod,
     api_server::{ApiServer, Failure},
     dra::{Allocated, ClaimingPod, Slices},
 };
-use crate::{cni::Error, network::Devices};
+use crate::{cni::Error, network::Devices, pod::PodName};
 
 const API: &str = "/apis/resource.k8s.io/v1";
 

@@ -4,10 +4,11 @@ use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
-use super::{Pod, PodName};
+use super::Pod;
 use crate::{
     cni::{CniResult, Error},
     network::Attachment,
+    pod::PodName,
 };
 
 /// Who we are in `source` and `reportingComponent`.

@@ -23,7 +23,7 @@ use tokio::{
 };
 
 use super::{
-    Cluster, Pod, PodName,
+    Cluster, Pod,
     api_server::{ApiServer, Posted, back_off},
     event::{Event, Reason, Subject},
 };
@@ -31,6 +31,7 @@ use crate::{
     cni::Object,
     log::LogSettings,
     node::Sources,
+    pod::PodName,
     settings::{EventLevel, Settings},
 };
 

@@ -53,7 +53,7 @@ impl Engine {
         let pod = PodName::of_args(&self.invocation.args);
         let runtime_config: Object = self.invocation.conf.get("runtimeConfig")?.unwrap_or_default();
         let known = self.pod(pod.as_ref(), &runtime_config).await?;
-        self.events.about(pod.as_ref(), &known);
+        self.events.about(pod.as_ref(), &known, [&self.invocation.container, &self.invocation.netns]);
         let began = Instant::now();
         let asked = self.asked(pod.as_ref(), &known)?;
         let definitions = self.definitions(pod.as_ref(), &asked).await?;

@@ -126,9 +126,9 @@ impl ApiServer {
     pub(super) async fn create_event(&self, namespace: &str, name: &str, event: &Value) -> Posted {
         let path = format!("/api/v1/namespaces/{namespace}/events");
         let body = event.to_string().into_bytes();
-        let failure = match self.send_once(&Method::POST, &path, METADATA_ONLY, &body).await {
+        let (failure, asks) = match self.send_once(&Method::POST, &path, METADATA_ONLY, &body).await {
             Ok(_) => return Posted::Done,
-            Err((failure, _)) => failure,
+            Err(failed) => failed,
         };
         self.forget_connection_after(&failure).await;
         let what = format!("event {namespace}/{name}");
@@ -136,7 +136,7 @@ impl ApiServer {
             (Failure::Status(409, _), _) => Posted::Done,
             (Failure::Status(403, _), _) => Posted::NoneAllowed(failure.into_error("create", &what)),
             (Failure::Away(_) | Failure::Ours(_), _) | (_, Passes::Time | Passes::OtherCredentials) => {
-                Posted::Later(failure.into_error("create", &what))
+                Posted::Later(failure.into_error("create", &what), asks)
             }
             (_, Passes::Never) => Posted::Refused(failure.into_error("create", &what)),
         }
@@ -256,8 +256,8 @@ pub(super) enum Posted {
     Refused(Error),
     /// The server refuses us: no other one is worth a request.
     NoneAllowed(Error),
-    /// It may be taken later.
-    Later(Error),
+    /// It may be taken later, and not before that time has passed.
+    Later(Error, Duration),
 }
 
 /// Waits before something is sent again: some time, and a pause that differs from one pod to the next.

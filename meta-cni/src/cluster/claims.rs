@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::{
     Pod,
     api_server::{ApiServer, Failure},
-    dra::{Allocated, ClaimingPod, Slices},
+    dra::{Allocated, ClaimingPod, Lack, Slices},
 };
 use crate::{cni::Error, network::Devices, pod::PodName};
 
@@ -45,7 +45,8 @@ impl ApiServer {
             for device in allocated {
                 match slices.find(&device, claiming.node()) {
                     Ok((resource, id)) => devices.add(&resource, [id]),
-                    Err(reason) => devices.pass_over(reason),
+                    Err(Lack::AsPublished(reason)) => devices.pass_over(reason),
+                    Err(Lack::ForNow(reason)) => devices.pass_over_for_now(reason),
                 }
             }
         }

@@ -19,5 +19,6 @@ mod identity;
 mod manifests;
 mod outage;
 mod policy;
+mod posting;
 mod rbac;
 mod status;

@@ -16,9 +16,9 @@ use super::{
     record::{Entry, Record, Records, Stage},
 };
 use crate::{
-    cluster::PodName,
     cni::{CniResult, Error, PluginList},
     node::ProcessWords,
+    pod::PodName,
 };
 
 /// What is known of the namespace of a record.

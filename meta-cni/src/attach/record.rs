@@ -13,11 +13,11 @@ use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
 use crate::{
-    cluster::PodName,
     cni::{CniArgs, Error, Object, PluginList},
     files,
     network::Additions,
     node::Layout,
+    pod::PodName,
 };
 
 /// The format that this release writes; a record of a newer one is understood as far as possible and never deleted.

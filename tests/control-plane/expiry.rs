@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// Writes a file as one that is replaced, never changed.
-fn place(path: &str, text: &str) {
+pub(crate) fn place(path: &str, text: &str) {
     let draft = format!("{path}.draft");
     fs::write(&draft, text).unwrap();
     fs::rename(draft, path).unwrap();
@@ -98,7 +98,7 @@ impl Projected {
 }
 
 /// Attaches and detaches a pod, again and again.
-fn stream(bed: &Bed, conf: &Value, pod: &ApiPod, ended: &AtomicBool, made: &AtomicUsize) {
+pub(crate) fn stream(bed: &Bed, conf: &Value, pod: &ApiPod, ended: &AtomicBool, made: &AtomicUsize) {
     let netns = bed.world.netns();
     while !ended.load(Relaxed) {
         bed.call("ADD", &netns, conf, pod).ok();
@@ -110,7 +110,7 @@ fn stream(bed: &Bed, conf: &Value, pod: &ApiPod, ended: &AtomicBool, made: &Atom
 }
 
 /// Ends the others when one of them fails, too.
-struct Ends<'a>(&'a AtomicBool);
+pub(crate) struct Ends<'a>(pub(crate) &'a AtomicBool);
 
 impl Drop for Ends<'_> {
     fn drop(&mut self) {

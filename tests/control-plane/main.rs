@@ -6,6 +6,7 @@
 #[path = "../harness/mod.rs"]
 mod harness;
 
+mod authority;
 mod bed;
 mod budget;
 mod certificates;

@@ -6,6 +6,7 @@
 #[path = "../harness/mod.rs"]
 mod harness;
 
+mod authority;
 mod bed;
 mod budget;
 mod certificates;
@@ -14,6 +15,7 @@ mod crowd;
 mod dra;
 mod events;
 mod examples;
+mod expiry;
 mod front;
 mod identity;
 mod manifests;
@@ -21,3 +23,4 @@ mod outage;
 mod policy;
 mod rbac;
 mod status;
+mod tokens;

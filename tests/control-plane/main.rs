@@ -6,6 +6,7 @@
 #[path = "../harness/mod.rs"]
 mod harness;
 
+mod authority;
 mod bed;
 mod budget;
 mod certificates;
@@ -14,6 +15,7 @@ mod crowd;
 mod dra;
 mod events;
 mod examples;
+mod expiry;
 mod front;
 mod identity;
 mod manifests;
@@ -22,3 +24,4 @@ mod policy;
 mod posting;
 mod rbac;
 mod status;
+mod tokens;

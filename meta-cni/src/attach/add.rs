@@ -128,6 +128,9 @@ impl Engine {
             if let Some(error) = Error::join(errors) {
                 return Err(error);
             }
+            let mut left = self.records.of_container(&call.container)?;
+            left.retain(|entry| *entry.call() == call);
+            self.records.refuse_newer(&left)?;
         }
         Ok(others)
     }

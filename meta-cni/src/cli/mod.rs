@@ -40,6 +40,8 @@ const COMMANDS: &[Command] = &[
         details: install::INSTALL_DETAILS,
         options: &[
             &install::WATCH,
+            &install::STATUS_FILE,
+            &install::READY,
             &install::NODE_NAME,
             &install::TOKEN_FILE,
             &install::CA_FILE,

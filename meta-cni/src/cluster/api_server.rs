@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use http::{Method, Request, header};
+use http::{Method, Request, StatusCode, header};
 use kube::client::Body;
 use serde_json::{Value, json};
 use tokio::{
@@ -42,6 +42,9 @@ const LONGEST_REQUESTED_PAUSE: Duration = Duration::from_secs(24 * 3600);
 /// itself, or between us and the server, costs the server nothing to look at again.
 const ROTATION_PATIENCE: Duration = Duration::from_secs(2);
 const LONGEST_ROTATION_PAUSE: Duration = Duration::from_millis(100);
+/// The same for what the server itself refuses. With pauses that go on doubling the last look would be a second early, and
+/// what comes then missed: kubelet's next try is 10 to 15 s away.
+const LONGEST_REFUSED_PAUSE: Duration = Duration::from_millis(400);
 
 /// How a connection ends that was taken: a load balancer takes it for servers that are just being replaced.
 const BROKEN_OFF: [ErrorKind; 4] =
@@ -163,9 +166,8 @@ impl ApiServer {
                 Passes::Never => return Err(failure),
                 Passes::Time => self.deadline,
                 Passes::OtherCredentials => {
-                    if !matches!(failure, Failure::Status(..)) {
-                        pause = pause.min(LONGEST_ROTATION_PAUSE);
-                    }
+                    let refused = matches!(failure, Failure::Status(..));
+                    pause = pause.min(if refused { LONGEST_REFUSED_PAUSE } else { LONGEST_ROTATION_PAUSE });
                     (*rotation_ends.get_or_insert(Instant::now() + ROTATION_PATIENCE)).min(self.deadline)
                 }
             };
@@ -220,6 +222,8 @@ impl ApiServer {
         // What stands before the server, and the server itself when it has too much to do, answer with plain text.
         let message = object.ok().and_then(|status| Some(status["message"].as_str()?.to_owned()));
         let message = message.unwrap_or_else(|| String::from_utf8_lossy(&answer).trim().chars().take(300).collect());
+        let why = (head.status == StatusCode::UNAUTHORIZED).then(|| connection.why_refused()).flatten();
+        let message = [message].into_iter().chain(why).collect::<Vec<_>>().join("; ");
         let asks = head.headers.get(header::RETRY_AFTER).and_then(|seconds| seconds.to_str().ok()?.parse().ok());
         let asks = Duration::from_secs(asks.unwrap_or_default()).min(LONGEST_REQUESTED_PAUSE);
         Err((Failure::Status(head.status.as_u16(), message), asks))
@@ -319,7 +323,7 @@ impl Failure {
     pub(super) fn into_error(self, verb: &str, what: &str) -> Error {
         match self {
             Self::Status(401, message) => Error::TryLater(format!(
-                "cannot {verb} {what}: the API server does not accept our credentials ({message}): renew those of the kubeconfig"
+                "cannot {verb} {what}: the API server does not accept our credentials ({message}): renew those of the kubeconfig; where the DaemonSet does, see that its pod runs on this node"
             )),
             Self::Status(403, message) => Error::TryLater(format!(
                 "cannot {verb} {what}: {message}: grant it to the user of the kubeconfig (deploy/base/rbac.yaml)"

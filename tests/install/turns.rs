@@ -86,7 +86,8 @@ fn the_installer_that_came_last_does_the_work_and_the_one_before_goes_on_when_it
         // However it ends, the old one's token is there at once, and its program.
         new.installer.end(signal);
         let late = old.installer.until("the old one does the work", || kept("token") == "eyJ.old-2.x");
-        old.installer.until("its program is back", || fs::read(node.bin.join("meta-cni")).is_ok_and(|now| now == before));
+        old.installer
+            .until("its program is back", || fs::read(node.bin.join("meta-cni")).is_ok_and(|now| now == before));
         old.installer.says("the installer that came later has ended");
         println!("{signal}: its token is back after {late:?}");
     }

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use crate::{
     bed::{NETWORKS, Node, STATUS, enter, wait_for},
     harness::names,
+    rollout,
 };
 
 pub(crate) fn pod(name: &str, networks: &str) -> Value {
@@ -49,6 +50,9 @@ fn the_daemonset_makes_a_node_ours_and_uninstall_gives_it_back() {
     let (net_d, bin) = (node.path("cni/net.d"), node.path("cni/bin"));
     let before = (files(&net_d), files(&bin));
     install(&node);
+    rollout::leaves_no_hole(&node);
+    rollout::says_how_long_a_deleted_pod_is_missed(&node);
+    rollout::sees_kubelets_next_kubeconfig(&node);
 
     node.macvlan("net-a", "10.40.0.0/24");
     node.create(&[pod("one", "net-a"), pod("two", "net-a@data0")]);

@@ -10,3 +10,4 @@ mod bed;
 mod daemonset;
 mod fire;
 mod pods;
+mod rollout;

@@ -153,8 +153,9 @@ impl Installer {
             Ok(done) => report.done.extend(done),
             Err(error) => errors.push(error),
         };
-        step(binary::install(host, &self.plan.names, self.plan.replace, &mut self.put));
+        // Credentials first: the program is large, and those on the node may be of an installer that is gone.
         step(ready.and_then(|ready| ready.map_or_else(|| Ok(Vec::new()), |ready| credentials::write(host, &ready))));
+        step(binary::install(host, &self.plan.names, self.plan.replace, &mut self.put));
         let decision = match decided {
             Ok(decision) if how.lenient || errors.is_empty() => decision,
             Ok(_) => return false,

@@ -10,3 +10,5 @@ mod bed;
 mod daemonset;
 mod fire;
 mod pods;
+mod reboot;
+mod witness;

@@ -10,4 +10,6 @@ mod bed;
 mod daemonset;
 mod fire;
 mod pods;
+mod reboot;
 mod rollout;
+mod witness;

@@ -9,4 +9,7 @@ mod harness;
 mod bed;
 mod daemonset;
 mod fire;
+mod fire_coming;
+mod fire_tree;
+mod fire_watch;
 mod pods;

@@ -155,6 +155,19 @@ fn each_network_that_is_refused_or_fails_has_an_event_with_its_own_error() {
         ["AttachmentRefused: default/failing as net1: plugin failing (ADD): no port left; of 3"]
     );
     bed.assert_undone(&netns);
+    // Kubelet tries again, with another container, and the plugin tells times: that is the same event.
+    recorder.behave(
+        "failing",
+        "ADD",
+        "echo '{\"code\":110,\"msg\":\"'\"no port for $CNI_CONTAINERID at $CNI_NETNS after $(date +%N) ms\"'\"}'\nexit 1\n",
+    );
+    let pod = Bed::pod_with("failed-again", "failing");
+    for container in ["one-try", "next-try"] {
+        let netns = bed.world.netns();
+        bed.call("ADD", &netns, &conf, &pod).env("CNI_CONTAINERID", container).fails(110);
+        all_posted();
+    }
+    assert_eq!(said("failed-again", 1).len(), 1, "{:?}", said("failed-again", 1));
 
     // While what was made before is undone.
     let undoing = Recorder::install(&bed.world.bin, &["slow"]);

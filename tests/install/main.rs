@@ -11,5 +11,6 @@ mod credentials;
 mod installing;
 mod killed;
 mod refusing;
+mod turns;
 mod uninstalling;
 mod watching;

@@ -26,6 +26,7 @@ mod reboot;
 mod refusals;
 mod requests;
 mod results;
+mod rooms;
 mod routes;
 mod sources;
 mod status;

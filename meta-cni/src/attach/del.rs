@@ -7,11 +7,11 @@ use super::{
     record::{Call, Entry, Stage},
 };
 use crate::{
-    cluster::PodName,
     cni::{Error, chain},
     face::Face,
     log,
     network::Network,
+    pod::PodName,
 };
 use serde_json::Value;
 use tracing::Instrument as _;

@@ -2,7 +2,6 @@
 //! a pod's status, POST an event.
 
 use std::{
-    hash::{BuildHasher as _, Hasher as _, RandomState},
     io::ErrorKind,
     path::{Path, PathBuf},
     sync::Arc,
@@ -18,12 +17,14 @@ use tokio::{
 };
 
 use super::{
-    Pod, PodName, Written,
+    Pod, Written,
     connection::{Connection, Unusable, connect, is_io},
 };
 use crate::{
     cni::{Error, TRACEPARENT, Trace},
     network::{Definition, network_status::STATUS_ANNOTATION},
+    pause::jittered,
+    pod::PodName,
 };
 
 /// Only metadata is sent back: a pod with many containers is tens of KiB.
@@ -128,9 +129,9 @@ impl ApiServer {
     pub(super) async fn create_event(&self, namespace: &str, name: &str, event: &Value) -> Posted {
         let path = format!("/api/v1/namespaces/{namespace}/events");
         let body = event.to_string().into_bytes();
-        let failure = match self.send_once(&Method::POST, &path, METADATA_ONLY, &body).await {
+        let (failure, asks) = match self.send_once(&Method::POST, &path, METADATA_ONLY, &body).await {
             Ok(_) => return Posted::Done,
-            Err((failure, _)) => failure,
+            Err(failed) => failed,
         };
         self.forget_connection_after(&failure).await;
         let what = format!("event {namespace}/{name}");
@@ -138,7 +139,7 @@ impl ApiServer {
             (Failure::Status(409, _), _) => Posted::Done,
             (Failure::Status(403, _), _) => Posted::NoneAllowed(failure.into_error("create", &what)),
             (Failure::Away(_) | Failure::Ours(_), _) | (_, Passes::Time | Passes::OtherCredentials) => {
-                Posted::Later(failure.into_error("create", &what))
+                Posted::Later(failure.into_error("create", &what), asks)
             }
             (_, Passes::Never) => Posted::Refused(failure.into_error("create", &what)),
         }
@@ -259,20 +260,13 @@ pub(super) enum Posted {
     Refused(Error),
     /// The server refuses us: no other one is worth a request.
     NoneAllowed(Error),
-    /// It may be taken later.
-    Later(Error),
+    /// It may be taken later, and not before that time has passed.
+    Later(Error, Duration),
 }
 
 /// Waits before something is sent again: some time, and a pause that differs from one pod to the next.
 pub(super) async fn back_off(at_least: Duration, longest: Duration) {
     tokio::time::sleep(at_least + jittered(longest)).await;
-}
-
-/// A pause between half and all of `longest`: many pods that met the same busy server do not come back at once.
-pub(crate) fn jittered(longest: Duration) -> Duration {
-    // Every RandomState has keys of its own, from the kernel's random numbers.
-    let random = RandomState::new().build_hasher().finish();
-    longest / 2 + longest * u32::from(u8::try_from(random % 256).unwrap_or_default()) / 512
 }
 
 /// Why a request was not answered with what was asked for.
@@ -345,18 +339,5 @@ impl Failure {
             }
             Self::Credentials(error) | Self::Ours(error) => error,
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn pauses_differ_within_bounds() {
-        let longest = Duration::from_millis(800);
-        let pauses: Vec<Duration> = (0..50).map(|_| jittered(longest)).collect();
-        assert!(pauses.iter().all(|pause| (longest / 2..=longest).contains(pause)), "{pauses:?}");
-        assert!(pauses.iter().any(|pause| *pause != pauses[0]));
     }
 }

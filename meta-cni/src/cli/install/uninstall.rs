@@ -12,6 +12,7 @@ use super::{
     credentials,
     host::{self, Host, names_in},
     primary::{OUR_FILE, name_of_kept},
+    turn,
 };
 use crate::{
     attach::record::{Entry, Record, Records, Stage},
@@ -61,6 +62,7 @@ pub(super) fn uninstall(host: &Host, force: bool) -> Result<Answer, Error> {
     forget_kept(host)?;
     done.extend(binary::uninstall(host)?);
     done.extend(credentials::remove(host)?);
+    turn::remove(host)?;
     done.extend(clear_state(host, settings)?);
     if done.is_empty() {
         done.push("nothing of meta-cni is installed".to_owned());

@@ -1,8 +1,13 @@
 //! What one release has attached the other one checks, refuses to attach again, collects and detaches.
 
+use std::{fs, path::Path, thread::sleep, time::Duration};
+
 use serde_json::json;
 
-use crate::{harness::names, site::Site};
+use crate::{
+    harness::{Interface, Recorder, names},
+    site::Site,
+};
 
 #[test]
 fn what_one_release_attached_the_other_checks_and_detaches() {
@@ -76,5 +81,38 @@ fn what_one_release_owes_the_other_pays() {
         assert_eq!(site.world.records(&id).len(), 5, "what could not be undone is remembered");
         site.gc(second, &[]);
         site.assert_clean(&[]);
+    }
+}
+
+/// Their locks have the same names: a DEL that comes while the other release's ADD is at work waits for its end. If it did
+/// not, the ADD would go on after it and leave what it makes.
+#[test]
+fn a_verb_of_one_release_waits_for_the_others_in_the_same_sandbox() {
+    let site = Site::new();
+    site.world.definition("slow", &json!({"cniVersion": "1.0.0", "type": "slow"}));
+    site.world.pod("r", "slow,net-s");
+    for (at, (first, second)) in site.directions().into_iter().enumerate() {
+        let (began, go) = (format!("/run/test/began{at}"), format!("/run/test/go{at}"));
+        for release in [first, second] {
+            let recorder = Recorder::install(&release.bin, &["slow"]);
+            let waits = format!("touch {began}; while [ ! -e {go} ]; do sleep 0.05; done");
+            recorder.behave("slow", "ADD", &waits);
+        }
+        let (id, netns) = (format!("w{at}"), site.world.netns());
+        let call = |release, verb| site.with(release, verb, &id, &netns, &site.conf(release)).pod("r");
+        let add = call(first, "ADD").start();
+        while !Path::new(&began).exists() {
+            sleep(Duration::from_millis(20));
+        }
+        let del = call(second, "DEL").start();
+        // Time enough to do damage; none is shown by more of it.
+        sleep(Duration::from_secs(1));
+        assert!(Interface::find(&netns, "eth0").is_some(), "the DEL did not wait");
+        fs::write(&go, "").unwrap();
+        for child in [add, del] {
+            let output = child.wait_with_output().unwrap();
+            assert_eq!(output.status.code(), Some(0), "{output:?}");
+        }
+        site.assert_clean(&[&netns]);
     }
 }

@@ -17,7 +17,7 @@ pub(crate) const PREVIOUS: &str = include_str!("previous");
 pub(crate) struct Release {
     pub(crate) name: &'static str,
     pub(crate) program: PathBuf,
-    bin: PathBuf,
+    pub(crate) bin: PathBuf,
 }
 
 /// The node.

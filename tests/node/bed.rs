@@ -311,8 +311,14 @@ impl Node {
     }
 
     fn act(&self, name: &str) {
-        let status = Command::new(script(name)).arg(&self.directory).env("META_CNI_BED_CACHE", beds()).status().unwrap();
+        let status =
+            Command::new(script(name)).arg(&self.directory).env("META_CNI_BED_CACHE", beds()).status().unwrap();
         assert!(status.success(), "{name}: {status}");
+    }
+
+    /// The ID of the boot that is on, or was last.
+    pub(crate) fn boot_id(&self) -> String {
+        fs::read_to_string(self.path("boot_id")).unwrap_or_default().trim().to_owned()
     }
 
     /// A path on the running node, as it is seen from outside.
@@ -333,7 +339,9 @@ impl Node {
         left.extend(self.run(&["ls", "/run/netns"], "").1.split_whitespace().map(str::to_owned));
         let links: Value = serde_json::from_str(&self.ip("-j link show type veth")).unwrap();
         let veths = links.as_array().unwrap().iter().filter_map(|link| link["ifname"].as_str());
-        left.extend(veths.filter(|name| !["node0", "uplink", "wire", "eth0", "wire0"].contains(name)).map(str::to_owned));
+        left.extend(
+            veths.filter(|name| !["node0", "uplink", "wire", "eth0", "wire0"].contains(name)).map(str::to_owned),
+        );
         left
     }
 

@@ -14,6 +14,7 @@ mod configured;
 mod dead;
 mod default_routes;
 mod del;
+mod forgotten;
 mod gc;
 mod lock;
 mod multus;

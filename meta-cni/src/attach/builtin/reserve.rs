@@ -13,9 +13,9 @@ use crate::{
         add::{Begun, Made},
         record::{Call, PoolAddresses, Record},
     },
-    cluster::PodName,
     cni::Error,
     network::Attachment,
+    pod::PodName,
 };
 
 /// What an attachment takes from a pool.

@@ -39,6 +39,7 @@ lint:
 beds:
 	mkdir -p $(BEDS)
 	tests/netns/install
+	tests/releases/install
 	tests/guest/install
 	tests/control-plane/install
 	tests/node/install

@@ -21,6 +21,7 @@ mod identity;
 mod manifests;
 mod outage;
 mod policy;
+mod posting;
 mod rbac;
 mod status;
 mod tokens;

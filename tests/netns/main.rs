@@ -28,6 +28,7 @@ mod requests;
 mod results;
 mod rooms;
 mod routes;
+mod settings;
 mod sources;
 mod status;
 mod suites;

@@ -13,3 +13,6 @@ mod fire_coming;
 mod fire_tree;
 mod fire_watch;
 mod pods;
+mod reboot;
+mod rollout;
+mod witness;

@@ -10,7 +10,7 @@ use tracing::Instrument as _;
 use super::{
     Engine,
     builtin::{Addresses, Announcements, as_the_chain_left_it},
-    open_netns,
+    gate, open_netns,
     record::{Call, Entry, Record, Stage, new_record},
     request::Request,
 };
@@ -71,6 +71,7 @@ impl Engine {
             .ok_or_else(|| Error::Netns(format!("CNI_NETNS {} is no network namespace", self.invocation.netns)))?
             .identified()?;
         self.layout.create()?;
+        let _passage = gate::enter(&self.layout, self.face)?;
         self.list_boot().await?;
         let container = self.invocation.container.clone();
         self.lock(&container).await?;

@@ -54,7 +54,7 @@ impl Engine {
                 if shares.iter().all(|share| share.primary) { error } else { error.refusing(titles) }
             };
             match self.reserve(shares, begun) {
-                Err(Error::Address(error)) if matches!(*error, ipam::Error::Exhausted { .. }) => {
+                Err(Error::Address(error)) if error.lacks_address() => {
                     if !self.reclaim_for(&[directory.clone()].into()).await {
                         return Err(of_network(Error::Address(error)));
                     }

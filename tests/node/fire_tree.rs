@@ -57,6 +57,13 @@ fn walk(
     }
 }
 
+/// What others keep below /var/lib/cni when a pod is gone, with us or without us: host-local a pool's lock and the address that
+/// it gave last; libcni, in the runtime, its word of a pod that was attached under one network's name and detached under
+/// another one's, as a pod is that lives when the configuration changes.
+fn is_kept_by_others(line: &str) -> bool {
+    line.starts_with("networks/net-a") || line.starts_with("results/")
+}
+
 /// All places of a node where an installation, or a pod's plugins, write.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Places {
@@ -74,7 +81,7 @@ impl Places {
         Self {
             confs: tree(&node.path("cni/net.d")),
             programs: tree(&node.path("cni/bin")),
-            state: skeleton(&node.path("var/lib/cni")),
+            state: skeleton(&node.path("var/lib/cni")).into_iter().filter(|line| !is_kept_by_others(line)).collect(),
             run: names(run),
             kubernetes: tree(&node.path("kubernetes")),
         }

@@ -48,8 +48,8 @@ fn is_orphaned(node: &Node) -> bool {
     !pods(node).contains(&pod) && pod_of_token(node) == pod
 }
 
-/// The DaemonSet is rolled out; with another build it is in `fire`.
-pub(crate) fn leaves_no_hole(node: &Node) {
+/// The DaemonSet is rolled out; with another build it is in `fire`. Gives how long that took.
+pub(crate) fn leaves_no_hole(node: &Node) -> Duration {
     let (before, began) = (pod_of_token(node), Instant::now());
     let (over, looks) = (AtomicBool::new(false), AtomicUsize::new(0));
     scope(|scope| {
@@ -66,21 +66,23 @@ pub(crate) fn leaves_no_hole(node: &Node) {
         over.store(true, SeqCst);
     });
     let looks = looks.into_inner();
-    println!("rolled out in {:.1?}, {looks} looks at the token", began.elapsed());
     assert!(looks >= 5, "{looks}");
     assert_ne!(pod_of_token(node), before);
+    began.elapsed()
 }
 
-/// A pod that somebody deletes takes its token with it, until the next one is there.
-pub(crate) fn says_how_long_a_deleted_pod_is_missed(node: &Node) {
-    for how in [&["--timeout=60s"][..], &["--force", "--grace-period=0"]] {
+/// A pod that somebody deletes takes its token with it, until the next one is there: gives how long that took, where it
+/// was asked to end and where not.
+pub(crate) fn replaces_deleted_pods(node: &Node) -> [Duration; 2] {
+    [&["--timeout=60s"][..], &["--force", "--grace-period=0"]].map(|how| {
         let before = pods(node);
         node.kubectl(&[&["delete", "pods"][..], &OURS, how].concat(), "");
         let gone = Instant::now();
         wait_for("the next pod's token is on the node", 60, || pod_of_token(node) != before);
-        println!("a pod deleted with {how:?} is missed for {:.1?}", gone.elapsed());
+        let missed = gone.elapsed();
         wait_for("one pod is there", 60, || pods(node) == pod_of_token(node));
-    }
+        missed
+    })
 }
 
 /// kubelet's kubeconfig is mounted alone: one that is put in its place by a rename is seen all the same.

@@ -69,7 +69,8 @@ impl Node {
     pub(crate) fn own_primary(&self, conf: &Value) {
         let _ = fs::remove_file(PRIMARY);
         fs::write(PRIMARY, conf.to_string()).unwrap();
-        fs::set_permissions(PRIMARY, fs::Permissions::from_mode(0o640)).unwrap();
+        // Whoever stays may have taken it already.
+        let _ = fs::set_permissions(PRIMARY, fs::Permissions::from_mode(0o640));
     }
 
     /// Another build of the program.
@@ -83,6 +84,12 @@ impl Node {
         self
     }
 
+    /// This node with a build that was there before.
+    pub(crate) fn build(mut self, program: &Path) -> Self {
+        self.program = program.to_owned();
+        self
+    }
+
     /// Puts the program in its place beforehand, as a second name of the one that runs: nothing has to be copied.
     pub(crate) fn preinstall(&self) {
         let _ = fs::remove_file(self.bin.join("meta-cni"));
@@ -91,7 +98,8 @@ impl Node {
 
     /// Whether the program that is installed is the one that installs.
     pub(crate) fn has_own_program(&self) -> bool {
-        fs::read(self.bin.join("meta-cni")).unwrap() == fs::read(&self.program).unwrap()
+        let own = fs::read(&self.program).unwrap();
+        fs::read(self.bin.join("meta-cni")).is_ok_and(|there| there == own)
     }
 
     pub(crate) fn program(&self) -> &Path {

@@ -10,7 +10,7 @@ use crate::{
 
 const MORE: [&str; 8] = [
     "--names",
-    "multus,sriov",
+    "sriov",
     "--replace",
     "--token-file",
     "/run/test/token",

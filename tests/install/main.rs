@@ -10,6 +10,8 @@ mod bed;
 mod credentials;
 mod installing;
 mod killed;
+mod leaving;
+mod others;
 mod refusing;
 mod turns;
 mod uninstalling;

@@ -16,7 +16,7 @@ use crate::{
     cluster::POST_COMMAND,
     cni::Error,
     face::{Called, Face},
-    run::Reply,
+    reply::Reply,
 };
 use arguments::{Arguments, Asked, Command, Flag};
 

@@ -7,6 +7,7 @@ mod binary;
 mod conf;
 mod credentials;
 mod host;
+mod installed;
 mod pass;
 mod primary;
 mod ready;

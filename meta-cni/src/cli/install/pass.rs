@@ -4,14 +4,17 @@
 use std::path::{Path, PathBuf};
 
 use super::{
-    binary,
+    binary::Programs,
     conf::{self, Present},
     credentials::{self, Ready, Source},
     host::{self, Host},
-    keys_in,
+    installed, keys_in,
     primary::{self, Choice, Content, Found, OUR_FILE},
 };
-use crate::cni::{Error, PluginList, names_meta_plugin};
+use crate::{
+    attach::gate,
+    cni::{Error, PluginList, names_meta_plugin},
+};
 
 /// How often the primary's owner may write it anew during one pass.
 const ATTEMPTS: usize = 3;
@@ -76,6 +79,10 @@ struct How {
     leave: bool,
     /// What can be done is done, even if something else cannot.
     lenient: bool,
+    /// A later installer keeps the node.
+    is_superseded: bool,
+    /// Our configuration is there.
+    is_there: bool,
 }
 
 /// Who installs.
@@ -84,8 +91,7 @@ pub(super) struct Installer {
     pub(super) plan: Plan,
     /// It stays after the first pass.
     stays: bool,
-    /// It has put the program there.
-    put: bool,
+    programs: Programs,
     /// Our configuration as it was seen last: what an administrator wrote into it is not lost with it.
     known: Option<Present>,
 }
@@ -93,7 +99,8 @@ pub(super) struct Installer {
 impl Installer {
     /// An installer that has not looked at anything yet.
     pub(super) fn new(plan: Plan, stays: bool) -> Self {
-        Self { plan, stays, put: false, known: None }
+        let keeper = stays.then(|| installed::keeper(plan.source.as_ref()));
+        Self { plan, stays, programs: Programs::new(keeper), known: None }
     }
 
     /// Puts everything in its place, and tells what it did, and what is wrong. With `leave` the primary's file is followed
@@ -114,7 +121,11 @@ impl Installer {
         self.plan.host.create()?;
         let _alone = self.plan.host.lock()?;
         self.plan.host.sweep();
-        errors.extend(binary::judge(&self.plan.host, &self.plan.names, self.plan.replace).err());
+        primary::recover(&self.plan.host)?;
+        let is_superseded = self.programs.look(&self.plan.host);
+        if !is_superseded {
+            errors.extend(self.programs.judge(&self.plan.host, &self.plan.names, self.plan.replace).err());
+        }
         let source = self.plan.source.as_ref();
         let ready = source.map(|source| source.read(&self.plan.host)).transpose().map(Option::flatten);
         let present = Present::read(&self.plan.host);
@@ -128,14 +139,20 @@ impl Installer {
             errors.extend(ready.err());
             return Ok(());
         }
-        let mut again = self.carry_out(decided, ready, How { leave, lenient }, report, errors);
+        let how = How { leave, lenient, is_superseded, is_there };
+        let mut again = self.carry_out(decided, ready, how, report, errors);
         for _ in 1..ATTEMPTS {
             if !again {
                 break;
             }
             let decided = self.decide(is_there, report);
-            again = self.carry_out(decided, Ok(None), How { leave, lenient }, report, errors);
+            again = self.carry_out(decided, Ok(None), how, report, errors);
         }
+        report.remarks.extend(self.programs.remarks(&self.plan.host));
+        report.remarks.extend(is_superseded.then(|| {
+            "a later installer keeps this node: its program and configuration stay, and only what is lost is put back"
+                .to_owned()
+        }));
         Ok(())
     }
 
@@ -149,13 +166,13 @@ impl Installer {
         errors: &mut Vec<Error>,
     ) -> bool {
         let host = &self.plan.host;
-        let mut step = |outcome: Result<Vec<String>, Error>| match outcome {
+        // Credentials first: programs are large, and those on the node may be of an installer that is gone.
+        match ready.and_then(|ready| ready.map_or_else(|| Ok(Vec::new()), |ready| credentials::write(host, &ready))) {
             Ok(done) => report.done.extend(done),
             Err(error) => errors.push(error),
-        };
-        // Credentials first: the program is large, and those on the node may be of an installer that is gone.
-        step(ready.and_then(|ready| ready.map_or_else(|| Ok(Vec::new()), |ready| credentials::write(host, &ready))));
-        step(binary::install(host, &self.plan.names, self.plan.replace, &mut self.put));
+        }
+        let (names, replace) = (&self.plan.names, self.plan.replace);
+        errors.extend(self.programs.install(host, names, replace, how.is_superseded, &mut report.done).err());
         let decision = match decided {
             Ok(decision) if how.lenient || errors.is_empty() => decision,
             Ok(_) => return false,
@@ -164,6 +181,10 @@ impl Installer {
                 return false;
             }
         };
+        let is_live = decision.choice.as_ref().is_some_and(|choice| choice.live);
+        if how.is_superseded && how.is_there && (how.leave || !is_live) {
+            return false;
+        }
         match lead_to(host, &decision, how.leave) {
             Ok((done, again, taken)) => {
                 report.done.extend(done);
@@ -243,10 +264,15 @@ fn lead_to(host: &Host, decision: &Decision, leave: bool) -> Result<(Vec<String>
     {
         done.push(format!("{} is kept as {}", shown(&choice.name), choice.kept_name()));
     }
+    host::remove(&gate::removed_mark(&host.seen(&host.state)))?;
     if host::place(&host.conf(OUR_FILE), decision.text.as_bytes(), 0o600)? {
         done.push(format!("{} is written", shown(OUR_FILE)));
     }
-    let Some(choice) = decision.choice.as_ref().filter(|choice| choice.live) else { return Ok((done, false, false)) };
+    let Some(choice) = &decision.choice else { return Ok((done, false, false)) };
+    done.extend(primary::give_back_behind(host, choice)?);
+    if !choice.live {
+        return Ok((done, false, false));
+    }
     if leave && choice.name.as_str() > OUR_FILE {
         if primary::follow(host, choice)? {
             done.push(format!("{} has changed, and is followed", shown(&choice.name)));

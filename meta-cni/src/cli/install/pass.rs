@@ -8,7 +8,7 @@ use super::{
     conf::{self, Present},
     credentials::{self, Ready, Source},
     host::{self, Host},
-    installed, keys_in,
+    installed, kept, keys_in,
     primary::{self, Choice, Content, Found, OUR_FILE},
 };
 use crate::{
@@ -121,7 +121,7 @@ impl Installer {
         self.plan.host.create()?;
         let _alone = self.plan.host.lock()?;
         self.plan.host.sweep();
-        primary::recover(&self.plan.host)?;
+        kept::recover(&self.plan.host)?;
         let is_superseded = self.programs.look(&self.plan.host);
         if !is_superseded {
             errors.extend(self.programs.judge(&self.plan.host, &self.plan.names, self.plan.replace).err());
@@ -259,7 +259,7 @@ fn lead_to(host: &Host, decision: &Decision, leave: bool) -> Result<(Vec<String>
     let mut done = Vec::new();
     let shown = |name: &str| host.net_d.join(name).display().to_string();
     if let Some(choice) = &decision.choice
-        && primary::keep(host, choice)?
+        && kept::keep(host, choice)?
     {
         done.push(format!("{} is kept as {}", shown(&choice.name), choice.kept_name()));
     }
@@ -268,17 +268,17 @@ fn lead_to(host: &Host, decision: &Decision, leave: bool) -> Result<(Vec<String>
         done.push(format!("{} is written", shown(OUR_FILE)));
     }
     let Some(choice) = &decision.choice else { return Ok((done, false, false)) };
-    done.extend(primary::give_back_behind(host, choice)?);
+    done.extend(kept::give_back_behind(host, choice)?);
     if !choice.live {
         return Ok((done, false, false));
     }
     if leave && choice.name.as_str() > OUR_FILE {
-        if primary::follow(host, choice)? {
+        if kept::follow(host, choice)? {
             done.push(format!("{} has changed, and is followed", shown(&choice.name)));
         }
         return Ok((done, false, false));
     }
-    let taken = primary::take(host, choice)?;
+    let taken = kept::take(host, choice)?;
     done.push(format!("{} is taken over (network {})", shown(&choice.name), taken.name));
     Ok((done, taken != choice.list, true))
 }

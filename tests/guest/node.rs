@@ -258,7 +258,12 @@ fn vfs(port: &str) -> Vec<Vf> {
 /// - the order of `altnames`, which means nothing;
 /// - the primary's bridge and its ports: the reference plugin leaves the bridge, as it does under every runtime.
 fn host_links() -> Vec<Value> {
-    let mut links: Vec<Value> = serde_json::from_str(&ip("-j -d link show")).unwrap();
+    comparable(&ip("-j -d link show"))
+}
+
+/// The same of what `ip -j -d link show` said.
+pub(crate) fn comparable(text: &str) -> Vec<Value> {
+    let mut links: Vec<Value> = serde_json::from_str(text).unwrap();
     links.retain(|link| link["ifname"] != "cni0" && link["master"] != "cni0");
     for link in &mut links {
         let link = link.as_object_mut().unwrap();
@@ -279,8 +284,9 @@ fn host_links() -> Vec<Value> {
     links
 }
 
+/// Panics with all differences between the links of the host then and now.
 #[track_caller]
-fn assert_same(before: &[Value], now: &[Value]) {
+pub(crate) fn assert_same(before: &[Value], now: &[Value]) {
     let of = |links: &[Value]| -> Vec<String> { links.iter().map(|link| link["ifname"].to_string()).collect() };
     assert_eq!(of(before), of(now), "the interfaces of the host");
     let mut differences = Vec::new();

@@ -13,5 +13,6 @@ mod killed;
 mod leaving;
 mod others;
 mod refusing;
+mod turns;
 mod uninstalling;
 mod watching;

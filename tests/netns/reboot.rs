@@ -173,6 +173,34 @@ fn an_add_that_finds_a_macvlan_pool_exhausted_has_it_again() {
     world.assert_clean();
 }
 
+/// A pod's own address is not lost to it because the runtime has forgotten the sandbox that had it.
+#[test]
+fn an_add_that_asks_for_an_address_of_the_dead_gets_it() {
+    let _alone = alone();
+    let world = World::new();
+    let (conf, _) = flannel(&world, "10.231.14.1/24");
+    world.macvlan("net-a", "10.232.14.0/24");
+    let ipam = json!({"type": "host-local", "subnet": "10.232.14.0/24"});
+    let config = json!({"cniVersion": "1.0.0", "type": "macvlan", "master": "uplink", "capabilities": {"ips": true},
+                        "ipam": ipam});
+    world.definition("net-a", &config);
+    let networks = r#"[{"name": "net-a", "ips": ["10.232.14.77/24"]}]"#;
+    add(&world, &conf, "reboot-fixed", networks);
+    add(&world, &conf, "reboot-lost", "net-a");
+    fs::remove_dir_all("/var/lib/cni/meta-cni/sandboxes/reboot-fixed").unwrap();
+    world.reboot();
+    world.subnet_env("10.231.14.1/24");
+    let netns = add(&world, &conf, "reboot-again", networks);
+    assert_eq!(Interface::find(&netns, "net1").unwrap().addresses(), ["10.232.14.77/24"]);
+    assert_eq!(world.leases("net-a"), ["10.232.14.77"]);
+    // Somebody who lives has it now.
+    world.pod("reboot-other", networks);
+    let text = world.call("ADD", "reboot-other", &world.netns(), &conf).pod("reboot-other").fails(103);
+    assert!(text.contains("requested IP address 10.232.14.77 is not available in range set"), "{text}");
+    world.call("DEL", "reboot-again", &netns, &conf).pod("reboot-again").ok();
+    assert_eq!(world.leases("net-a"), Vec::<String>::new());
+}
+
 #[test]
 fn a_pool_full_of_the_living_stays_so() {
     let _alone = alone();

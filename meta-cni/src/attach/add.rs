@@ -15,7 +15,7 @@ use super::{
     request::Request,
 };
 use crate::{
-    cluster::{Event, PodName, Written},
+    cluster::{Event, Written},
     cni::{CniResult, Error, chain},
     face::Face,
     log,
@@ -24,6 +24,7 @@ use crate::{
         network_status::{self, Attached},
     },
     node::device_info::DeviceInfo,
+    pod::PodName,
 };
 
 /// How long a pod with the primary network alone waits for its status to be written.
@@ -128,6 +129,9 @@ impl Engine {
             if let Some(error) = Error::join(errors) {
                 return Err(error);
             }
+            let mut left = self.records.of_container(&call.container)?;
+            left.retain(|entry| *entry.call() == call);
+            self.records.refuse_newer(&left)?;
         }
         Ok(others)
     }

@@ -215,6 +215,15 @@ struct Device {
     attributes: BTreeMap<String, Value>,
 }
 
+/// Why a device of a claim cannot be had.
+#[derive(Debug, PartialEq)]
+pub(super) enum Lack {
+    /// Its driver has not published all that it has, or publishes it anew: that passes.
+    ForNow(String),
+    /// What is published says so.
+    AsPublished(String),
+}
+
 impl Slices {
     /// Reads the list.
     pub(super) fn read(object: Value) -> Result<Self, Error> {
@@ -223,25 +232,27 @@ impl Slices {
 
     /// Resource and ID of a device; or why it has none. Of a pool the newest generation counts: what is left of former
     /// ones is about to be removed.
-    pub(super) fn find(&self, wanted: &Allocated, node: &str) -> Result<(String, String), String> {
+    pub(super) fn find(&self, wanted: &Allocated, node: &str) -> Result<(String, String), Lack> {
         let title = &wanted.title;
         let specs = || self.items.iter().map(|slice| &slice.spec).filter(|spec| spec.pool.name == wanted.pool);
         let Some(newest) = specs().map(|spec| spec.pool.generation).max() else {
-            return Err(format!("{title} is in no ResourceSlice of node {node}"));
+            return Err(Lack::ForNow(format!("{title} is in no ResourceSlice of node {node}")));
         };
         let current: Vec<&SliceSpec> = specs().filter(|spec| spec.pool.generation == newest).collect();
         let Some(device) = current.iter().flat_map(|spec| &spec.devices).find(|device| device.name == wanted.device)
         else {
             let all = current.iter().map(|spec| spec.pool.resource_slice_count).max().unwrap_or_default();
-            return Err(format!(
-                "{title} is not among what its driver publishes ({} of {all} ResourceSlices of generation {newest} are there)",
-                current.len()
-            ));
+            let there = current.len();
+            let text = format!(
+                "{title} is not among what its driver publishes ({there} of {all} ResourceSlices of generation {newest} are there)"
+            );
+            let is_whole = usize::try_from(all).is_ok_and(|all| there >= all);
+            return Err(if is_whole { Lack::AsPublished(text) } else { Lack::ForNow(text) });
         };
         let attribute = |name: &str| match device.attributes.get(name).map(|value| &value["string"]) {
             Some(Value::String(text)) if !text.is_empty() => Ok(text.clone()),
-            Some(_) => Err(format!("{title}: its attribute {name} is no string")),
-            None => Err(format!("{title} has no attribute {name}")),
+            Some(_) => Err(Lack::AsPublished(format!("{title}: its attribute {name} is no string"))),
+            None => Err(Lack::AsPublished(format!("{title} has no attribute {name}"))),
         };
         let resource = wanted.resource.clone().map_or_else(|| attribute(RESOURCE_ATTRIBUTE), Ok)?;
         Ok((resource, attribute(DEVICE_ATTRIBUTE)?))
@@ -278,7 +289,7 @@ mod tests {
         json!({"metadata": {"name": "s"}, "spec": {"driver": "d", "pool": pool, "nodeName": "n", "devices": devices}})
     }
 
-    fn find(slices: &[Value], wanted: &Allocated) -> Result<(String, String), String> {
+    fn find(slices: &[Value], wanted: &Allocated) -> Result<(String, String), Lack> {
         Slices::read(json!({"items": slices})).unwrap().find(wanted, "n")
     }
 
@@ -357,9 +368,11 @@ mod tests {
         assert_eq!(find(&slices, &allocated("b", None)), found("b-id"));
         let lacking =
             "device d/p/gone is not among what its driver publishes (1 of 2 ResourceSlices of generation 5 are there)";
-        assert_eq!(find(&slices[..2], &allocated("gone", None)), Err(lacking.to_owned()));
+        assert_eq!(find(&slices[..2], &allocated("gone", None)), Err(Lack::ForNow(lacking.to_owned())));
+        let lacking = lacking.replace("1 of 2", "3 of 2");
+        assert_eq!(find(&slices, &allocated("gone", None)), Err(Lack::AsPublished(lacking)));
         let nowhere = "device d/p/a is in no ResourceSlice of node n";
-        assert_eq!(find(&[], &allocated("a", None)), Err(nowhere.to_owned()));
+        assert_eq!(find(&[], &allocated("a", None)), Err(Lack::ForNow(nowhere.to_owned())));
     }
 
     #[test]
@@ -374,7 +387,10 @@ mod tests {
                 {"name": "empty", "attributes": {DEVICE_ATTRIBUTE: {"string": ""}, RESOURCE_ATTRIBUTE: {"string": "r/a"}}}
             ]),
         )];
-        let says = |device: &str, resource| find(&slices, &allocated(device, resource)).unwrap_err();
+        let says = |device: &str, resource| match find(&slices, &allocated(device, resource)) {
+            Err(Lack::AsPublished(text)) => text,
+            other => panic!("{other:?}"),
+        };
         for device in ["bare", "null", "unnamed"] {
             assert_eq!(says(device, None), format!("device d/p/{device} has no attribute {RESOURCE_ATTRIBUTE}"));
         }

@@ -193,8 +193,16 @@ fn parse(text: &str) -> Option<Listed> {
     let mut lines = text.lines();
     let mut head = lines.next()?.splitn(3, ' ');
     let (kind, ours, directory) = (head.next()?, head.next()? == "ours", PathBuf::from(head.next()?));
-    if kind == "scratch" {
-        return Some(Listed::Scratch(directory, lines.filter(|name| !name.is_empty()).map(str::to_owned).collect()));
+    match kind {
+        "pool" => {}
+        "scratch" => {
+            return Some(Listed::Scratch(
+                directory,
+                lines.filter(|name| !name.is_empty()).map(str::to_owned).collect(),
+            ));
+        }
+        // Something that a newer release lists.
+        _ => return None,
     }
     let lease = |line: &str| {
         let mut words = line.split(' ').map(str::to_owned);
@@ -232,6 +240,15 @@ mod tests {
         assert!(!lists.is_complete());
         lists.complete().unwrap();
         assert!(lists.is_complete());
+    }
+
+    #[test]
+    fn what_a_newer_release_lists_besides_is_passed_over() {
+        assert!(parse("leases ours /x\n10.0.0.2 c1 eth0\n").is_none());
+        let Some(Listed::Pool(pool)) = parse("pool ours /x\n10.0.0.2 c1 eth0 since=9\nnot-an-address c2 eth0\n") else {
+            panic!("a pool")
+        };
+        assert_eq!((pool.ours, pool.leases), (true, vec![lease("10.0.0.2", Some("c1"), Some("eth0"))]));
     }
 
     #[test]

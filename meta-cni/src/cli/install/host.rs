@@ -145,6 +145,11 @@ pub(super) fn make_private(path: &Path) -> Result<(), Error> {
     make_directory(path, 0o700)
 }
 
+/// A file without content beside another one, to be given that one's name. Only under the lock.
+pub(super) fn draft_beside(path: &Path) -> io::Result<tempfile::NamedTempFile> {
+    tempfile::Builder::new().prefix(DRAFT).tempfile_in(path.parent().unwrap_or(Path::new("/")))
+}
+
 /// Puts a file in its place: beside it first, synced, read back and compared, then by a rename that is synced, too. Gives
 /// false if just that was there.
 ///
@@ -164,7 +169,7 @@ pub(super) fn place_from(path: &Path, content: &mut (impl Read + io::Seek), mode
         if is_there(path, content, mode)? {
             return Ok(false);
         }
-        let mut draft = tempfile::Builder::new().prefix(DRAFT).tempfile_in(directory)?;
+        let mut draft = draft_beside(path)?;
         content.rewind()?;
         io::copy(content, draft.as_file_mut())?;
         draft.as_file().set_permissions(fs::Permissions::from_mode(mode))?;

@@ -8,7 +8,7 @@ use super::{
     conf::{self, Present},
     credentials::{self, Ready, Source},
     host::{self, Host},
-    installed, kept, keys_in,
+    kept, keys_in,
     primary::{self, Choice, Content, Found, OUR_FILE},
 };
 use crate::{
@@ -79,10 +79,6 @@ struct How {
     leave: bool,
     /// What can be done is done, even if something else cannot.
     lenient: bool,
-    /// A later installer keeps the node.
-    is_superseded: bool,
-    /// Our configuration is there.
-    is_there: bool,
 }
 
 /// Who installs.
@@ -99,8 +95,7 @@ pub(super) struct Installer {
 impl Installer {
     /// An installer that has not looked at anything yet.
     pub(super) fn new(plan: Plan, stays: bool) -> Self {
-        let keeper = stays.then(|| installed::keeper(plan.source.as_ref()));
-        Self { plan, stays, programs: Programs::new(keeper), known: None }
+        Self { plan, stays, programs: Programs::default(), known: None }
     }
 
     /// Puts everything in its place, and tells what it did, and what is wrong. With `leave` the primary's file is followed
@@ -122,10 +117,8 @@ impl Installer {
         let _alone = self.plan.host.lock()?;
         self.plan.host.sweep();
         kept::recover(&self.plan.host)?;
-        let is_superseded = self.programs.look(&self.plan.host);
-        if !is_superseded {
-            errors.extend(self.programs.judge(&self.plan.host, &self.plan.names, self.plan.replace).err());
-        }
+        self.programs.look(&self.plan.host);
+        errors.extend(self.programs.judge(&self.plan.host, &self.plan.names, self.plan.replace).err());
         let source = self.plan.source.as_ref();
         let ready = source.map(|source| source.read(&self.plan.host)).transpose().map(Option::flatten);
         let present = Present::read(&self.plan.host);
@@ -139,7 +132,7 @@ impl Installer {
             errors.extend(ready.err());
             return Ok(());
         }
-        let how = How { leave, lenient, is_superseded, is_there };
+        let how = How { leave, lenient };
         let mut again = self.carry_out(decided, ready, how, report, errors);
         for _ in 1..ATTEMPTS {
             if !again {
@@ -149,10 +142,6 @@ impl Installer {
             again = self.carry_out(decided, Ok(None), how, report, errors);
         }
         report.remarks.extend(self.programs.remarks(&self.plan.host));
-        report.remarks.extend(is_superseded.then(|| {
-            "a later installer keeps this node: its program and configuration stay, and only what is lost is put back"
-                .to_owned()
-        }));
         Ok(())
     }
 
@@ -166,12 +155,13 @@ impl Installer {
         errors: &mut Vec<Error>,
     ) -> bool {
         let host = &self.plan.host;
-        let (names, replace) = (&self.plan.names, self.plan.replace);
-        errors.extend(self.programs.install(host, names, replace, how.is_superseded, &mut report.done).err());
+        // Credentials first: programs are large, and those on the node may be of an installer that is gone.
         match ready.and_then(|ready| ready.map_or_else(|| Ok(Vec::new()), |ready| credentials::write(host, &ready))) {
             Ok(done) => report.done.extend(done),
             Err(error) => errors.push(error),
         }
+        let (names, replace) = (&self.plan.names, self.plan.replace);
+        errors.extend(self.programs.install(host, names, replace, &mut report.done).err());
         let decision = match decided {
             Ok(decision) if how.lenient || errors.is_empty() => decision,
             Ok(_) => return false,
@@ -180,10 +170,6 @@ impl Installer {
                 return false;
             }
         };
-        let is_live = decision.choice.as_ref().is_some_and(|choice| choice.live);
-        if how.is_superseded && how.is_there && (how.leave || !is_live) {
-            return false;
-        }
         match lead_to(host, &decision, how.leave) {
             Ok((done, again, taken)) => {
                 report.done.extend(done);

@@ -14,6 +14,7 @@ use super::{
     installed::Installed,
     kept,
     primary::{OUR_FILE, name_of_kept},
+    turn,
 };
 use crate::{
     attach::{
@@ -65,11 +66,12 @@ pub(super) fn uninstall(host: &Host, force: bool) -> Result<Answer, Error> {
         host::place(&gate::removed_mark(&settings.state_dir), b"", 0o600)?;
     }
     forget_kept(host)?;
-    let mut programs = Programs::new(None);
+    let mut programs = Programs::default();
     programs.look(host);
     done.extend(programs.uninstall(host, stays)?);
     Installed::remove(host)?;
     done.extend(credentials::remove(host)?);
+    turn::remove(host)?;
     if stays {
         done.push(what_stays(host, plain));
     } else {

@@ -11,7 +11,7 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
 
 use super::{
@@ -35,6 +35,9 @@ pub(super) struct Installed {
     before: Vec<String>,
     /// Who stayed, the latest last.
     keepers: Vec<String>,
+    /// What another release remembers besides.
+    #[serde(flatten)]
+    unknown: Map<String, Value>,
 }
 
 impl Installed {
@@ -201,6 +204,17 @@ mod tests {
         }
         assert_eq!((installed.program.as_str(), installed.before.as_slice()), ("c", &["b".to_owned(), "a".into()][..]));
         assert!(["a", "b", "c"].iter().all(|program| installed.knows(program)) && !installed.knows("d"));
+    }
+
+    #[test]
+    fn what_another_release_remembers_stays() {
+        let text = r#"{"program":"a","before":[],"keepers":["pod p"],"signed":{"by":"x"}}"#;
+        let mut installed: Installed = serde_json::from_str(text).unwrap();
+        installed.put("b");
+        let written = r#"{"program":"b","before":["a"],"keepers":["pod p"],"signed":{"by":"x"}}"#;
+        assert_eq!(serde_json::to_string(&installed).unwrap(), written);
+        // What it lacks is nothing.
+        assert_eq!(serde_json::from_str::<Installed>("{}").unwrap(), Installed::default());
     }
 
     #[test]

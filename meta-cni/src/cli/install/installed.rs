@@ -9,6 +9,7 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
 
 use super::host::{self, Host};
@@ -27,6 +28,9 @@ pub(super) struct Installed {
     pub(super) program: String,
     /// Those of earlier ones: further names may be copies of these still.
     before: Vec<String>,
+    /// What another release remembers besides.
+    #[serde(flatten)]
+    unknown: Map<String, Value>,
 }
 
 impl Installed {
@@ -125,6 +129,17 @@ mod tests {
         assert!(["a", "b", "c"].iter().all(|program| installed.knows(program)) && !installed.knows("d"));
         (0..2 * MEMORY).for_each(|number| installed.put(&number.to_string()));
         assert!(installed.before.len() == MEMORY && !installed.knows("c"));
+    }
+
+    #[test]
+    fn what_another_release_remembers_stays() {
+        let text = r#"{"program":"a","before":[],"signed":{"by":"x"}}"#;
+        let mut installed: Installed = serde_json::from_str(text).unwrap();
+        installed.put("b");
+        let written = r#"{"program":"b","before":["a"],"signed":{"by":"x"}}"#;
+        assert_eq!(serde_json::to_string(&installed).unwrap(), written);
+        // What it lacks is nothing.
+        assert_eq!(serde_json::from_str::<Installed>("{}").unwrap(), Installed::default());
     }
 
     #[test]

@@ -39,13 +39,16 @@ lint:
 beds:
 	mkdir -p $(BEDS)
 	tests/netns/install
+	tests/releases/install
 	tests/guest/install
 	tests/control-plane/install
 	tests/node/install
 
-# Everything that the issues promise, in under 20 minutes with the beds installed.
-test: beds lint test-host test-guest
+# Everything that is promised, in under 20 minutes with the beds installed.
+test: beds lint
+	tests/all
 
+# The same in parts, one after the other.
 test-host:
 	$(CARGO) test --locked --workspace
 	tests/size

@@ -5,13 +5,13 @@ use std::{net::IpAddr, path::Path, time::Duration};
 use ipam::RawIpam;
 use meta_cni::{
     attach::subnets_of,
-    cluster::PodName,
     cni::{CniResult, SpecVersion},
     network::{
         Devices,
         network_status::{self, Attached},
     },
     node::{Sources, kubelet},
+    pod::PodName,
 };
 use serde_json::{Value, json};
 

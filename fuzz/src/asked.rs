@@ -10,10 +10,11 @@ use std::{
 use ipam::{Error, Owner, Pool, Prior, RawIpam, Request, StaticAddresses, StaticRequest, requested_addresses};
 use ipnet::IpNet;
 use meta_cni::{
-    cluster::{Cluster, PodName},
+    cluster::Cluster,
     cni::{Asked, CniArgs, Object, PluginList, check_network_name, ips_of_args, names_meta_plugin},
     network::{CallScene, Definition, Network, Selection, plan, selection},
     node::Sources,
+    pod::PodName,
     settings::Settings,
 };
 use sandbox::IfName;

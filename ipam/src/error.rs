@@ -377,6 +377,13 @@ impl Error {
     pub(crate) fn io(step: &'static str, path: &Path, source: impl Into<io::Error>) -> Error {
         Error::Io { path: path.to_owned(), step, source: source.into() }
     }
+
+    /// Whether others hold what is wanted: all addresses there are, or the one that was asked for. If they are dead, and
+    /// what they hold is given back, the same request may succeed.
+    #[must_use]
+    pub fn lacks_address(&self) -> bool {
+        matches!(self, Self::Exhausted { .. } | Self::Taken { .. })
+    }
 }
 
 fn spaced(addresses: &[IpAddr]) -> String {

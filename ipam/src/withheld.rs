@@ -24,6 +24,11 @@ pub enum Reason {
         /// The hardware address that answered for it.
         mac: String,
     },
+    /// A newer release had a reason that this one does not know.
+    Other {
+        /// Its words.
+        words: String,
+    },
 }
 
 impl fmt::Display for Reason {
@@ -31,6 +36,7 @@ impl fmt::Display for Reason {
         match self {
             Reason::CoolDown => out.write_str(COOL_DOWN),
             Reason::Conflict { mac } => write!(out, "{CONFLICT} {mac}"),
+            Reason::Other { words } => out.write_str(words),
         }
     }
 }
@@ -75,7 +81,7 @@ impl Now {
         let reason = match reason.split_once(' ') {
             None if reason == COOL_DOWN => Reason::CoolDown,
             Some((CONFLICT, mac)) => Reason::Conflict { mac: mac.to_owned() },
-            _ => return None,
+            _ => Reason::Other { words: reason.to_owned() },
         };
         (boot_id == self.boot_id).then_some((Duration::from_secs(left), reason))
     }
@@ -183,12 +189,15 @@ mod tests {
     }
 
     #[test]
-    fn a_reason_is_read_as_it_was_written_and_other_words_are_none() {
-        let reason = Reason::Conflict { mac: "02:00:00:00:00:01".to_owned() };
-        let text = at("one", 1).write(Duration::from_secs(9), &reason);
-        assert_eq!(text, "11 one conflict 02:00:00:00:00:01");
-        assert_eq!(at("one", 1).judge(&text), Some((Duration::from_secs(10), reason)));
-        for text in ["", "11", "11 one", "x one cool-down", "11 one because", "-1 one cool-down"] {
+    fn a_reason_is_read_as_it_was_written_also_one_of_a_newer_release() {
+        let conflict = Reason::Conflict { mac: "02:00:00:00:00:01".to_owned() };
+        let other = Reason::Other { words: "lent to 10.0.0.1".to_owned() };
+        for (reason, words) in [(conflict, "conflict 02:00:00:00:00:01"), (other, "lent to 10.0.0.1")] {
+            let text = at("one", 1).write(Duration::from_secs(9), &reason);
+            assert_eq!(text, format!("11 one {words}"));
+            assert_eq!(at("one", 1).judge(&text), Some((Duration::from_secs(10), reason)));
+        }
+        for text in ["", "11", "11 one", "x one cool-down", "-1 one cool-down"] {
             assert_eq!(at("one", 1).judge(text), None, "{text:?}");
         }
     }

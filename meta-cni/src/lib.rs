@@ -11,11 +11,15 @@ pub mod files;
 pub mod log;
 pub mod network;
 pub mod node;
+pub mod pod;
 pub mod settings;
 
 mod cli;
 mod host_local;
+mod pause;
+mod reply;
 mod run;
 
 pub use face::{Called, Face};
-pub use run::{Reply, run};
+pub use reply::Reply;
+pub use run::run;

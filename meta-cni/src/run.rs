@@ -12,29 +12,10 @@ use crate::{
     face::{Called, Face},
     host_local,
     log::{self, LogSettings},
+    pod::PodName,
+    reply::Reply,
     settings::Settings,
 };
-
-/// What `main` prints, and its exit code.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Reply {
-    /// For stdout.
-    pub stdout: String,
-    /// For stderr.
-    pub stderr: String,
-    /// The exit code of the process.
-    pub code: u8,
-}
-
-impl Reply {
-    fn success(stdout: String) -> Self {
-        Self { stdout, stderr: String::new(), code: 0 }
-    }
-
-    fn failure(error: &Error, version: SpecVersion) -> Self {
-        Self { stdout: pretty(&error.to_json(version)), stderr: String::new(), code: 1 }
-    }
-}
 
 /// Runs one call of a plugin with the environment and stdin of the process; or, where no runtime calls, the command that a
 /// person gave as `arguments`. A runtime gives none.
@@ -51,8 +32,8 @@ pub fn run(
         return cli::run(arguments, stdin);
     }
     let invocation = match Asked::read(&env, stdin) {
-        Ok(Asked::About) => return Reply { stderr: called.about(), ..Reply::success(String::new()) },
-        Ok(Asked::Version) => return Reply::success(SpecVersion::report()),
+        Ok(Asked::About) => return Reply { stderr: called.about(), ..Reply::success(None) },
+        Ok(Asked::Version) => return Reply { stdout: SpecVersion::report(), ..Reply::success(None) },
         Ok(Asked::Call(invocation)) => *invocation,
         Err(error) => return Reply::failure(&error, SpecVersion::LATEST),
     };
@@ -73,8 +54,7 @@ pub fn run(
         }
     };
     match outcome {
-        Ok(Some(result)) => Reply::success(pretty(&result)),
-        Ok(None) => Reply::success(String::new()),
+        Ok(result) => Reply::success(result.as_ref()),
         Err(error) => Reply::failure(&error, version),
     }
 }
@@ -104,7 +84,7 @@ fn judge_and_dispatch(
         Face::Meta => Settings::read(&invocation.conf)?,
         Face::Sriov => Settings::of_plugin(&invocation.conf),
     };
-    log::start(&settings.log, &invocation);
+    start_log(&settings.log, &invocation);
     let command = invocation.command;
     begin(&invocation);
     let outcome = judge_keys(face, &invocation, &settings).and_then(|()| {
@@ -116,6 +96,21 @@ fn judge_and_dispatch(
     });
     end(command, began, &outcome);
     outcome
+}
+
+/// Starts the log: what every line says of the call.
+fn start_log(settings: &LogSettings, invocation: &Invocation) {
+    let pod = PodName::of_args(&invocation.args);
+    let call = [
+        ("verb", invocation.command.as_str()),
+        ("pod", &pod.as_ref().map(PodName::title).unwrap_or_default()),
+        ("uid", pod.as_ref().map_or("", |pod| &pod.uid)),
+        ("container", &invocation.container),
+        ("conf", &invocation.conf.text("name").unwrap_or_default()),
+        ("ifname", &invocation.if_name),
+        ("trace_id", invocation.trace.id()),
+    ];
+    log::start(settings, &call);
 }
 
 /// The first line of a call. STATUS is asked every few seconds, and says more only if something is wrong.
@@ -181,14 +176,4 @@ async fn dispatch(face: Face, invocation: Invocation, settings: Settings) -> Res
     drop(engine);
     events.finish().await;
     outcome
-}
-
-/// Go's form: four blanks, no line feed at the end.
-fn pretty(value: &Value) -> String {
-    let mut text = Vec::new();
-    let formatter = serde_json::ser::PrettyFormatter::with_indent(b"    ");
-    let mut serializer = serde_json::Serializer::with_formatter(&mut text, formatter);
-    // A Value has text keys only, and a Vec takes every byte: this cannot fail.
-    let _ = serde::Serialize::serialize(value, &mut serializer);
-    String::from_utf8(text).unwrap_or_default()
 }

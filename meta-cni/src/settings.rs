@@ -1,6 +1,7 @@
 //! Our own configuration: Multus' keys with their names and meanings, and a few of ours.
 
 mod keys;
+mod log;
 
 use std::{
     collections::BTreeSet,
@@ -11,7 +12,6 @@ use std::{
 use crate::{
     cni::{Error, Object, check_network_name},
     log::LogSettings,
-    node::NODE_FILE,
 };
 use keys::DAEMON_KEYS;
 pub use keys::{CNI_KEYS, judge};
@@ -23,6 +23,8 @@ const BIN_DIR: &str = "/opt/cni/bin";
 const STATE_DIR: &str = "/var/lib/cni/meta-cni";
 /// Where locks, and the lists of what was there at boot, are kept (`runDir`).
 pub const RUN_DIR: &str = "/run/meta-cni";
+/// The file with the node's name and labels, if the configuration names no other (`nodeFile`).
+pub const NODE_FILE: &str = "/etc/cni/meta-cni/node.json";
 const READINESS_TIMEOUT: Duration = Duration::from_secs(30);
 const ADD_TIMEOUT: Duration = Duration::from_secs(100);
 const DEL_TIMEOUT: Duration = Duration::from_secs(60);

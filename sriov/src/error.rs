@@ -301,6 +301,21 @@ pub enum Error {
         /// The sandbox's namespace.
         netns: PathBuf,
     },
+    /// A newer release has written the VF's lease.
+    #[error(
+        "VF {pci}: a newer release of meta-cni wrote its lease (format {format}, this one knows {known}) and may have done more to it than can be undone here, so nobody gets it: install that release again; or, if it is not to come back, see that the VF is free and remove {}",
+        path.display()
+    )]
+    Newer {
+        /// The VF.
+        pci: PciAddress,
+        /// The lease.
+        path: PathBuf,
+        /// Its format.
+        format: u32,
+        /// The newest format that is known here.
+        known: u32,
+    },
     /// Somebody else works on the VF for too long.
     #[error("time out while waiting to acquire exclusive lock on [{}]", path.display())]
     LockTimeout {

@@ -13,6 +13,10 @@ use tokio::sync::oneshot;
 
 use crate::{Error, Original, PciAddress};
 
+/// The format of a lease that this release writes; what says nothing has this one, too. Whoever adds a key that an older
+/// release may pass over leaves the number alone.
+const FORMAT: u32 = 1;
+
 /// Who holds a VF.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Owner {
@@ -87,7 +91,8 @@ impl Leases {
     }
 
     /// Asks for the VF on behalf of `owner`. Free: it is the owner's from now on. Held by a living sandbox of another
-    /// call: [`Error::Busy`], which names it. Held by a dead one: nothing is changed, see [`Standing::Abandoned`].
+    /// call: [`Error::Busy`], which names it. Held by a dead one: nothing is changed, see [`Standing::Abandoned`]. With a
+    /// lease of a newer release nobody gets it: [`Error::Newer`].
     pub fn acquire(&self, lock: &VfLock, owner: &Owner) -> Result<Standing, Error> {
         match self.read(lock.pci)? {
             Lease::None => {
@@ -95,6 +100,9 @@ impl Leases {
                 Ok(Standing::Free)
             }
             Lease::Unreadable => Ok(Standing::Abandoned(None)),
+            Lease::Newer { format, .. } => {
+                Err(Error::Newer { pci: lock.pci, path: self.path(lock.pci), format, known: FORMAT })
+            }
             Lease::Held(holder) if holder.call == owner.call && holder.boot_id == owner.boot_id => Ok(Standing::Ours),
             Lease::Held(holder) => {
                 if self.is_alive(lock.pci, &holder)? {
@@ -110,18 +118,29 @@ impl Leases {
         let path = self.path(lock.pci);
         let failed = |step, source| Error::Lease { step, path: path.clone(), source };
         fs::create_dir_all(self.directory()).map_err(|e| failed("make the directory of", e))?;
-        let json = serde_json::to_vec(owner).map_err(|e| failed("write", io::Error::other(e)))?;
+        let json =
+            serde_json::to_vec(&Written { format: FORMAT, owner }).map_err(|e| failed("write", io::Error::other(e)))?;
         // Under the lock there is one writer, so the temporary name needs no randomness.
         let temporary = self.draft(lock.pci);
         write_new(&temporary, &json).map_err(|e| failed("write", e))?;
         fs::rename(&temporary, &path).map_err(|e| failed("put in place", e))
     }
 
-    /// Gives the VF up if the call still holds it; false if it holds it no more, and then nothing is touched.
+    /// Gives the VF up if the call still holds it; false if it holds it no more, and then nothing is touched. The lease of
+    /// a newer release stays: more may have been done to the VF than is known here.
     pub fn release(&self, lock: &VfLock, call: &str) -> Result<bool, Error> {
         match self.read(lock.pci)? {
             Lease::Held(holder) if holder.call == call => self.remove(lock).map(|()| true),
-            Lease::Held(_) | Lease::None | Lease::Unreadable => Ok(false),
+            Lease::Newer { format, owner } if owner.as_ref().is_none_or(|owner| owner.call == call) => {
+                tracing::warn!(
+                    vf = %lock.pci,
+                    file = %self.path(lock.pci).display(),
+                    format,
+                    "a newer release wrote this lease: what is known of it here is undone, and it is kept; install that release again, whose GC removes it, or remove the file"
+                );
+                Ok(false)
+            }
+            Lease::Held(_) | Lease::Newer { .. } | Lease::None | Lease::Unreadable => Ok(false),
         }
     }
 
@@ -139,6 +158,7 @@ impl Leases {
     pub fn owner(&self, pci: PciAddress) -> Result<Option<Owner>, Error> {
         match self.read(pci)? {
             Lease::Held(owner) => Ok(Some(owner)),
+            Lease::Newer { owner, .. } => Ok(owner),
             Lease::None | Lease::Unreadable => Ok(None),
         }
     }
@@ -197,7 +217,7 @@ impl Leases {
     fn read(&self, pci: PciAddress) -> Result<Lease, Error> {
         let path = self.path(pci);
         match fs::read(&path) {
-            Ok(json) => Ok(serde_json::from_slice(&json).map_or(Lease::Unreadable, Lease::Held)),
+            Ok(json) => Ok(Lease::parse(&json)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Lease::None),
             Err(source) => Err(Error::Lease { step: "read", path, source }),
         }
@@ -207,7 +227,37 @@ impl Leases {
 enum Lease {
     None,
     Held(Owner),
+    /// That of a newer release, and its owner if he can be read.
+    Newer {
+        format: u32,
+        owner: Option<Owner>,
+    },
     Unreadable,
+}
+
+/// A lease as it is written.
+#[derive(Serialize)]
+struct Written<'a> {
+    format: u32,
+    #[serde(flatten)]
+    owner: &'a Owner,
+}
+
+/// What is asked of a lease of which nothing else may be known.
+#[derive(Deserialize)]
+struct Numbered {
+    #[serde(default)]
+    format: u32,
+}
+
+impl Lease {
+    fn parse(json: &[u8]) -> Self {
+        let owner = serde_json::from_slice::<Owner>(json).ok();
+        match serde_json::from_slice(json) {
+            Ok(Numbered { format }) if format > FORMAT => Self::Newer { format, owner },
+            _ => owner.map_or(Self::Unreadable, Self::Held),
+        }
+    }
 }
 
 fn write_new(path: &Path, bytes: &[u8]) -> io::Result<()> {

@@ -165,3 +165,41 @@ fn a_lock_excludes_waits_and_is_none_on_a_file_that_was_replaced() {
         leases.lock(vf(), SOON).await.unwrap();
     });
 }
+
+#[test]
+fn a_lease_of_a_newer_release_is_understood_as_far_as_it_can_be_kept_and_its_vf_given_to_nobody() {
+    isolated(|dir| async move {
+        let leases = leases(dir.path(), "boot-1");
+        let lock = leases.lock(vf(), SOON).await.unwrap();
+        let file = dir.path().join("state/vfs/0000:01:10.2.json");
+        let a = owner("call-a", &dir.path().join("ns-a"), "boot-1");
+        leases.acquire(&lock, &a).unwrap();
+        let ours = fs::read_to_string(&file).unwrap();
+        assert!(ours.starts_with("{\"format\":1,\"call\":\"call-a\","), "{ours}");
+        let readable = ours.replacen("{\"format\":1,", "{\"format\":2,\"representor\":{\"x\": 1.0},", 1);
+        let unreadable = "{\"format\":3,\"owners\":[\"call-a\",\"call-b\"]}".to_owned();
+        for (text, format, found) in [(readable, 2, Some(&a)), (unreadable, 3, None)] {
+            fs::write(&file, &text).unwrap();
+            assert_eq!(leases.owner(vf()).unwrap().as_ref(), found);
+            assert!(!leases.is_torn(vf()).unwrap());
+            for call in ["call-a", "call-b"] {
+                let asking = Owner { call: call.to_owned(), ..a.clone() };
+                let error = leases.acquire(&lock, &asking).unwrap_err();
+                assert!(
+                    matches!(&error, Error::Newer { format: f, path, .. } if *f == format && *path == file),
+                    "{error}"
+                );
+                assert!(!leases.release(&lock, call).unwrap());
+            }
+            leases.forget_torn(&lock).unwrap();
+            assert_eq!(leases.list().unwrap(), [vf()]);
+            assert_eq!(fs::read_to_string(&file).unwrap(), text);
+        }
+        // One of before there was a number, and one with more in it than is known.
+        for text in [ours.replacen("\"format\":1,", "", 1), ours.replacen(":1,", ":1,\"since\":[1],", 1)] {
+            fs::write(&file, &text).unwrap();
+            assert_eq!(leases.acquire(&lock, &a).unwrap(), Standing::Ours);
+            assert!(leases.release(&lock, "call-a").unwrap());
+        }
+    });
+}

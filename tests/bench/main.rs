@@ -184,8 +184,12 @@ fn main() {
     println!("our own process in one ADD (aims: 3 ms, 8 MiB):");
     for scenario in &scenarios {
         let Some(conf) = &scenario.conf else { continue };
-        let (cpu, peak) = scenario.own(&world, conf);
-        println!("{:24} {cpu:>9.2} ms of CPU {peak:>9.1} MiB at its peak", scenario.name);
+        let mut logging = conf.clone();
+        logging["logFile"] = json!("/run/test/bench.log");
+        for (conf, log) in [(conf, ""), (&logging, "and a log file")] {
+            let (cpu, peak) = scenario.own(&world, conf);
+            println!("{:24} {log:14} {cpu:>9.2} ms of CPU {peak:>9.1} MiB at its peak", scenario.name);
+        }
     }
 }
 

@@ -46,6 +46,8 @@ func (b *bed) apiArguments(etcdURL string) []string {
 		"--audit-policy-file=" + filepath.Join(b.dir, "audit-policy.yaml"),
 		"--audit-log-path=" + filepath.Join(b.dir, "audit.log"), "--audit-log-mode=blocking",
 		"--profiling=false",
+		// Alpha in 1.34: the claim that the scheduler makes for a resource of a device plugin, in the pod's status.
+		"--feature-gates=DRAExtendedResource=true",
 	}
 	if !b.controllers {
 		// It waits for a default service account, which only a controller makes.

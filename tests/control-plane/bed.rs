@@ -258,6 +258,11 @@ impl Bed {
         self.world.assert_clean();
     }
 
+    /// Panics unless a namespace is empty, whatever others have.
+    pub(crate) fn assert_gone(&self, netns: &str) {
+        assert_only_loopback(netns);
+    }
+
     /// The same while one other container is attached.
     pub(crate) fn assert_undone_but(&self, netns: &str, other: &str) {
         assert_only_loopback(netns);

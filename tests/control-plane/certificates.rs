@@ -16,14 +16,14 @@ use crate::bed::{ApiPod, Bed};
 
 /// A certificate, its key and the server's authority, as texts.
 #[derive(Clone)]
-struct Credentials {
-    certificate: String,
-    key: String,
+pub(crate) struct Credentials {
+    pub(crate) certificate: String,
+    pub(crate) key: String,
     authority: String,
 }
 
 /// Issues a certificate for the node where the bed's pods are, and allows it what our user is allowed.
-fn issue() -> Credentials {
+pub(crate) fn issue() -> Credentials {
     let control_plane = Bed::path("kubectl").canonicalize().unwrap();
     let status = Command::new(control_plane.with_file_name("control-plane"))
         .args(["node", Bed::path("").to_str().unwrap(), "node-1"])
@@ -34,7 +34,7 @@ fn issue() -> Credentials {
     Credentials { certificate: read("node-1.crt"), key: read("node-1.key"), authority: read("ca.crt") }
 }
 
-fn allow() {
+pub(crate) fn allow() {
     let binding = json!({
         "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding", "metadata": {"name": "certified"},
         "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "meta-cni"},

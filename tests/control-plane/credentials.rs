@@ -67,7 +67,7 @@ fn a_token_file_is_read_anew_on_each_call() {
 }
 
 /// A process that does not outlive its test.
-struct Ended(std::process::Child);
+pub(crate) struct Ended(pub(crate) std::process::Child);
 
 impl Drop for Ended {
     fn drop(&mut self) {

@@ -247,14 +247,21 @@ fn what_a_pods_resource_claims_lack_is_said() {
         {"resource": "pods", "name": poor.name, "uid": poor.uid}]}),
     );
     let bare = "device net.example.org/node-1/bare of resource claim default/nic";
-    says(7, &["claims (nic) gave none", &format!("{bare} is in no ResourceSlice of node node-1")]);
+    says(11, &["claims (nic) gave none", &format!("{bare} is in no ResourceSlice of node node-1")]);
     slice("half", (DRIVER, "node-1"), (1, 2), &[("good", "0000:0a:00.1")]);
     says(
-        7,
+        11,
         &[&format!("{bare} is not among what its driver publishes (1 of 2 ResourceSlices of generation 1 are there)")],
     );
     slice("whole", (DRIVER, "node-1"), (1, 2), &[("bare", "")]);
     says(7, &[&format!("{bare} has no attribute k8s.cni.cncf.io/resourceName")]);
+    // A driver that publishes anew: what it published before does not count any more, and the rest is to come.
+    slice("anew", (DRIVER, "node-1"), (2, 2), &[("good", "0000:0a:00.1")]);
+    says(
+        11,
+        &[&format!("{bare} is not among what its driver publishes (1 of 2 ResourceSlices of generation 2 are there)")],
+    );
+    Bed::kubectl(&["delete", "resourceslice", "anew"], "");
     // It does not matter where no network goes without.
     drop(told);
     let _kubelet = kubelet("dra-rich", &[]);
@@ -288,4 +295,40 @@ fn the_rights_for_resource_claims_are_needed_and_their_lack_is_named() {
     grant();
     assert_eq!(node.attach(&pod, "dra-card").1, ["0000:0a:00.1"]);
     node.detach(&pod);
+}
+
+#[test]
+fn a_device_of_a_resource_that_the_scheduler_turned_into_a_claim_is_the_networks() {
+    let node = Node::new();
+    grant();
+    // The driver names no resource: the pod does, as it would ask a device plugin.
+    let device = |name: &str| {
+        let id = format!("0000:0a:00.{name}");
+        json!({"name": name, "attributes": {"k8s.cni.cncf.io/deviceID": {"string": id}}})
+    };
+    let devices = ["1", "2"].map(device);
+    Bed::create(&[json!({
+        "apiVersion": "resource.k8s.io/v1", "kind": "ResourceSlice", "metadata": {"name": "extended"},
+        "spec": {"driver": DRIVER, "nodeName": "node-1", "devices": devices,
+                 "pool": {"name": "node-1", "generation": 1, "resourceSliceCount": 1}}
+    })]);
+    let made = Bed::create(&[json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "dra-extended", "namespace": "default"},
+        "spec": {"nodeName": "node-1", "automountServiceAccountToken": false, "containers": [
+            {"name": "c", "image": "localhost/test/pause:1", "resources": {"limits": {RESOURCE: "1"}}}]}
+    })]);
+    let pod = ApiPod { name: "dra-extended".to_owned(), uid: made[0]["metadata"]["uid"].as_str().unwrap().to_owned() };
+    claim("dra-extended-0x1f");
+    allocate("dra-extended-0x1f", &[("nic", "1")], &[&pod]);
+    let mapping = json!({"containerName": "c", "resourceName": RESOURCE, "requestName": "nic"});
+    let status = json!({"resourceClaimName": "dra-extended-0x1f", "requestMappings": [mapping]});
+    patch_status("pod", "dra-extended", &json!({"extendedResourceClaimStatus": status}));
+    let kept =
+        Bed::kubectl(&["get", "pod", "dra-extended", "-o", "jsonpath={.status.extendedResourceClaimStatus}"], "");
+    assert_eq!(serde_json::from_str::<Value>(&kept).unwrap(), status, "the server kept it");
+    let _kubelet = kubelet("dra-extended", &[]);
+    assert_eq!(node.attach(&pod, "dra-card").1, ["0000:0a:00.1"]);
+    node.detach(&pod);
+    let text = node.refuses(&pod, "dra-card,dra-card", 7);
+    assert!(text.contains("resource claims (dra-extended-0x1f) gave 0000:0a:00.1: ask for as many"), "{text}");
 }

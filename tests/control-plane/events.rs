@@ -1,25 +1,18 @@
-//! What a pod's events say, as `kubectl describe pod` shows them; and that they are neither lost nor waited for.
+//! What a pod's events say, as `kubectl describe pod` shows them. `posting` is how they get there.
 
-use std::{
-    fs,
-    time::{Duration, Instant},
-};
+use std::fs;
 
-use nix::{
-    errno::Errno,
-    sys::signal::{Signal, killpg},
-    unistd::Pid,
-};
 use serde_json::{Value, json};
 
 use crate::{
     bed::{ApiPod, Bed, NETWORKS, definition, handed, wait_for},
-    harness::{Interface, Recorder, ip_in, names},
+    harness::{Interface, Recorder, ip_in},
+    posting::all_posted,
     rbac::{EVENTS, role_without, set_rules},
 };
 
 /// Our conf, with the node's name and a choice of events.
-fn conf(bed: &Bed, events: &str) -> Value {
+pub(crate) fn conf(bed: &Bed, events: &str) -> Value {
     let mut conf = bed.conf(&Bed::service_account());
     conf["nodeName"] = json!("node-1");
     conf["events"] = json!(events);
@@ -27,7 +20,7 @@ fn conf(bed: &Bed, events: &str) -> Value {
 }
 
 /// The events of a pod.
-fn events(pod: &str) -> Vec<Value> {
+pub(crate) fn events(pod: &str) -> Vec<Value> {
     let selector = format!("involvedObject.name={pod}");
     let list = Bed::kubectl(&["get", "events", "--field-selector", &selector, "-o", "json"], "");
     let list: Value = serde_json::from_str(&list).unwrap();
@@ -35,7 +28,7 @@ fn events(pod: &str) -> Vec<Value> {
 }
 
 /// `REASON: MESSAGE` of a pod's events, sorted, once there are so many.
-fn said(pod: &str, count: usize) -> Vec<String> {
+pub(crate) fn said(pod: &str, count: usize) -> Vec<String> {
     wait_for(&format!("{count} events of {pod}"), 20, || events(pod).len() >= count);
     let text = |event: &Value, key: &str| event[key].as_str().unwrap().to_owned();
     let mut said: Vec<String> =
@@ -44,28 +37,8 @@ fn said(pod: &str, count: usize) -> Vec<String> {
     said
 }
 
-/// The processes of ours on this test's node that post events: others on the machine are of other tests.
-fn posters() -> Vec<String> {
-    let own = fs::read_link("/proc/thread-self/ns/net").unwrap();
-    let is_poster = |pid: &String| {
-        fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line == b"meta-cni\0post-events\0")
-            && fs::read_link(format!("/proc/{pid}/ns/net")).is_ok_and(|net| net == own)
-    };
-    names("/proc").into_iter().filter(is_poster).collect()
-}
-
-fn all_posted() {
-    wait_for("the processes that post events end", 20, || posters().is_empty());
-}
-
-/// The session that a process is of.
-fn session(pid: &str) -> Option<String> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    Some(stat.rsplit_once(") ")?.1.split(' ').nth(3)?.to_owned())
-}
-
 /// What is refused before the server is asked for anything.
-fn wrong() -> Value {
+pub(crate) fn wrong() -> Value {
     json!({NETWORKS: "[{\"name\":\"wrong\",\"ips\":[\"nonsense\"]}]"})
 }
 
@@ -155,6 +128,19 @@ fn each_network_that_is_refused_or_fails_has_an_event_with_its_own_error() {
         ["AttachmentRefused: default/failing as net1: plugin failing (ADD): no port left; of 3"]
     );
     bed.assert_undone(&netns);
+    // Kubelet tries again, with another container, and the plugin tells times: that is the same event.
+    recorder.behave(
+        "failing",
+        "ADD",
+        "echo '{\"code\":110,\"msg\":\"'\"no port for $CNI_CONTAINERID at $CNI_NETNS after $(date +%N) ms\"'\"}'\nexit 1\n",
+    );
+    let pod = Bed::pod_with("failed-again", "failing");
+    for container in ["one-try", "next-try"] {
+        let netns = bed.world.netns();
+        bed.call("ADD", &netns, &conf, &pod).env("CNI_CONTAINERID", container).fails(110);
+        all_posted();
+    }
+    assert_eq!(said("failed-again", 1).len(), 1, "{:?}", said("failed-again", 1));
 
     // While what was made before is undone.
     let undoing = Recorder::install(&bed.world.bin, &["slow"]);
@@ -305,123 +291,4 @@ fn without_the_right_to_make_events_a_pod_is_not_harmed_and_the_log_says_so_once
     bed.call("DEL", &netns, &conf, &pod).ok();
     bed.assert_undone(&netns);
     assert_eq!(events("rightless"), Vec::<Value>::new());
-}
-
-#[test]
-fn a_server_that_answers_has_the_event_before_the_reply_and_no_process_is_started() {
-    let bed = Bed::enter();
-    let mut conf = handed(&conf(&bed, "failures"), &wrong());
-    conf["logLevel"] = json!("info");
-    let netns = bed.world.netns();
-    // On a busy machine a connection may take longer than an event may, but not each time.
-    let at_once = (0..10).any(|number| {
-        let pod = Bed::pod(&format!("quick-{number}"), &wrong());
-        let mut log = String::new();
-        let asked = Bed::requests(|| log = bed.call("ADD", &netns, &conf, &pod).run().stderr);
-        let by_another = log.contains("events are posted by a process of their own");
-        all_posted();
-        assert_eq!(events(&pod.name).len(), 1);
-        assert!(by_another || asked == ["create events/"], "{asked:?}");
-        !by_another
-    });
-    assert!(at_once, "each event needed a process of its own");
-    bed.assert_undone(&netns);
-}
-
-/// How long an ADD takes that is refused.
-fn refusal(bed: &Bed, netns: &str, conf: &Value, pod: &ApiPod) -> Duration {
-    let began = Instant::now();
-    bed.call("ADD", netns, conf, pod).fails(7);
-    began.elapsed()
-}
-
-#[test]
-fn a_server_that_hangs_does_not_hold_the_reply_up_and_has_the_event_later() {
-    let mut bed = Bed::enter();
-    let all = handed(&conf(&bed, "all"), &json!({}));
-    let [silent, conf] = ["off", "failures"].map(|events| handed(&conf(&bed, events), &wrong()));
-    let [pod, plain] =
-        [("hangs-refused", wrong()), ("hangs-attached", json!({}))].map(|(name, of)| Bed::pod(name, &of));
-    let netns = bed.world.netns();
-    bed.pause();
-    // An ADD that succeeds has the sandbox's lock to its end.
-    let other = bed.world.netns();
-    bed.call("ADD", &other, &all, &plain).ok();
-    let alone = refusal(&bed, &netns, &silent, &pod);
-    let with_event = refusal(&bed, &netns, &conf, &pod);
-    println!("a refusal takes {alone:?} without events, {with_event:?} with one that the server does not take");
-    assert!(with_event < alone + Duration::from_secs(1), "{with_event:?}, without events {alone:?}");
-    wait_for("two processes, each in a session of its own", 5, || {
-        posters().len() == 2 && posters().iter().all(|pid| session(pid).as_ref() == Some(pid))
-    });
-    let waiting = posters();
-    for pid in &waiting {
-        let link = |name: &str| fs::read_link(format!("/proc/{pid}/{name}")).unwrap().display().to_string();
-        wait_for("nothing of ours is open", 5, || {
-            let open: Vec<String> =
-                names(format!("/proc/{pid}/fd")).iter().map(|fd| link(&format!("fd/{fd}"))).collect();
-            open[..3] == ["/dev/null"; 3] && !open.iter().any(|path| path.contains("meta-cni"))
-        });
-        assert_eq!(link("cwd"), "/");
-    }
-    // The sandboxes are free while these wait.
-    for (netns, pod) in [(&netns, &pod), (&other, &plain)] {
-        let began = Instant::now();
-        bed.call("DEL", netns, &conf, pod).ok();
-        assert!(began.elapsed() < Duration::from_secs(1), "DEL waited for {:?}", began.elapsed());
-    }
-    refusal(&bed, &netns, &silent, &pod);
-    assert_eq!(posters(), waiting);
-    // And if it cannot be started, that is in the log.
-    let failing =
-        ["strace", "-f", "-qq", "-o", "/dev/null", "-P", "/proc/self/exe", "-e", "inject=execve:error=EACCES"];
-    let outcome = bed.call("ADD", &netns, &conf, &pod).under(&failing).run();
-    assert_eq!((outcome.code, &outcome.json()["code"]), (1, &json!(7)), "{outcome:#?}");
-    assert!(outcome.stderr.contains("events are lost: no process could be started"), "{outcome:#?}");
-    bed.resume();
-    assert_eq!(said("hangs-refused", 1).len(), 1);
-    assert_eq!(said("hangs-attached", 1).len(), 1);
-    all_posted();
-    bed.assert_undone(&netns);
-}
-
-#[test]
-fn what_kills_our_process_group_right_after_the_reply_does_not_lose_the_event() {
-    let mut bed = Bed::enter();
-    let conf = handed(&conf(&bed, "failures"), &wrong());
-    let pod = Bed::pod("killed-refused", &wrong());
-    let netns = bed.world.netns();
-    bed.pause();
-    let adding = bed.call("ADD", &netns, &conf, &pod).under(&["setsid"]).start();
-    let group = Pid::from_raw(adding.id().cast_signed());
-    let output = adding.wait_with_output().unwrap();
-    assert!(String::from_utf8_lossy(&output.stdout).contains("\"code\": 7"), "{output:?}");
-    // There is nobody in it any more.
-    assert_eq!(killpg(group, Signal::SIGKILL), Err(Errno::ESRCH));
-    bed.resume();
-    assert_eq!(said("killed-refused", 1).len(), 1);
-    all_posted();
-}
-
-#[test]
-fn without_a_server_a_refusal_is_prompt_and_no_process_stays() {
-    let mut bed = Bed::enter();
-    let mut conf = handed(&conf(&bed, "failures"), &wrong());
-    conf["logFile"] = json!("/run/test/events.log");
-    let pod = Bed::pod("down-refused", &wrong());
-    let netns = bed.world.netns();
-    bed.stop();
-    let mut silent = conf.clone();
-    silent["events"] = json!("off");
-    let alone = refusal(&bed, &netns, &silent, &pod);
-    let with_event = refusal(&bed, &netns, &conf, &pod);
-    println!("a refusal takes {alone:?} without events, {with_event:?} with one that the server does not take");
-    assert!(with_event < alone + Duration::from_secs(1), "{with_event:?}, without events {alone:?}");
-    assert!(!posters().is_empty());
-    all_posted();
-    let log = fs::read_to_string("/run/test/events.log").unwrap();
-    assert!(log.contains(r#"msg="events are lost" lost=1"#) && log.contains("Connection refused"), "{log}");
-    bed.start();
-    assert_eq!(events("down-refused"), Vec::<Value>::new());
-    bed.assert_undone(&netns);
 }

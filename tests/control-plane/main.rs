@@ -6,6 +6,7 @@
 #[path = "../harness/mod.rs"]
 mod harness;
 
+mod authority;
 mod bed;
 mod budget;
 mod certificates;
@@ -14,10 +15,13 @@ mod crowd;
 mod dra;
 mod events;
 mod examples;
+mod expiry;
 mod front;
 mod identity;
 mod manifests;
 mod outage;
 mod policy;
+mod posting;
 mod rbac;
 mod status;
+mod tokens;

@@ -1,12 +1,15 @@
 //! The API server is away or hangs: pods with networks wait, plain pods do not care, DEL never asks.
 
-use std::time::{Duration, Instant};
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::{
     bed::{Bed, NETWORKS, definition, handed},
-    harness::{Interface, Recorder},
+    harness::{Interface, Recorder, ip_in},
 };
 
 #[test]
@@ -143,9 +146,24 @@ fn a_primary_that_is_a_definition_is_needed_for_add_alone() {
     let text = bed.call("ADD", &netns, &conf, &late).fails(11);
     assert!(text.contains("definition kube-system/podnet") && text.contains("cannot be reached"), "{text}");
     bed.assert_undone(&netns);
-    // Nothing is known of it any more: while its namespace lives, its primary is to be asked; then nobody is.
-    let text = bed.call("DEL", &netns, &conf, &early).fails(11);
-    assert!(text.contains("definition kube-system/podnet"), "{text}");
+    // What was refused, or is detached, has nothing to undo.
+    for pod in [&late, &early] {
+        bed.call("DEL", &netns, &conf, pod).ok();
+    }
+    // But while something says that a pod has the primary, and its namespace lives, that one is to be asked.
+    let asks_its_primary = |conf: &Value| {
+        let text = bed.call("DEL", &netns, conf, &late).fails(11);
+        assert!(text.contains("definition kube-system/podnet"), "{text}");
+    };
+    let mut with_result = conf.clone();
+    with_result["prevResult"] = json!({"cniVersion": "1.0.0", "interfaces": [{"name": "eth0", "sandbox": netns}]});
+    asks_its_primary(&with_result);
+    let lease = "/var/lib/cni/networks/podnet/10.88.0.9";
+    fs::write(lease, "primary-late\r\neth0").unwrap();
+    asks_its_primary(&conf);
+    fs::remove_file(lease).unwrap();
+    ip_in(&netns, "link add eth0 type bridge");
+    asks_its_primary(&conf);
     bed.world.delete_netns(&netns);
     for gone in [netns.as_str(), ""] {
         bed.call("DEL", gone, &conf, &early).ok();

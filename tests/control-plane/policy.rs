@@ -1,5 +1,7 @@
 //! deploy/base/policy.yaml: what the token of a node may do of all that its role allows.
 
+use std::{fs, path::Path};
+
 use http::Request;
 use kube::{
     Client, Config,
@@ -7,43 +9,62 @@ use kube::{
 };
 use serde_json::{Value, json};
 
-use crate::bed::{ApiPod, Bed, NETWORKS, STATUS, USER, wait_for};
+use crate::{
+    bed::{ApiPod, Bed, NETWORKS, STATUS, USER, wait_for},
+    harness::names,
+};
 
-/// The policy, in force until this is dropped: other tests come with tokens of no node.
-struct Policy;
+/// deploy/base.
+const BASE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/base");
+
+/// Manifests that are in force until this is dropped: other tests come with tokens of no node.
+struct Policy(String);
 
 impl Policy {
+    fn apply(manifests: String) -> Self {
+        Bed::kubectl(&["apply", "-f", "-"], &manifests);
+        Self(manifests)
+    }
+
+    /// deploy/base/policy.yaml.
     fn enforce(probe: &str) -> Self {
-        Bed::kubectl(&["apply", "-f", Self::FILE], "");
-        let policy = Self;
+        let policy = Self::apply(fs::read_to_string(Path::new(BASE).join("policy.yaml")).unwrap());
         let probe = Bed::pod(probe, &json!({}));
         let (unbound, write) = (Bed::service_account(), status_annotation("probed"));
         let refusal = || patch_status(unbound.to_str().unwrap(), &probe, &write).err().unwrap_or_default();
         wait_for("the server goes by the policy", 20, || refusal().contains("the token names no node"));
         policy
     }
-
-    const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/base/policy.yaml");
 }
 
 impl Drop for Policy {
     fn drop(&mut self) {
-        Bed::kubectl_raw(&["delete", "-f", Self::FILE], "");
+        Bed::kubectl_raw(&["delete", "-f", "-"], &self.0);
     }
 }
 
 /// A kubeconfig with a token as kubelet projects it into the pods of the DaemonSet on a node.
 fn of_node(node: &str) -> String {
+    of_node_as(("kube-system", "meta-cni"), node)
+}
+
+/// [`of_node`], of another namespace and account.
+fn of_node_as((namespace, account): (&str, &str), node: &str) -> String {
     let name = format!("installer-{node}");
     Bed::create(&[json!({
-        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": "kube-system"},
-        "spec": {"nodeName": node, "serviceAccountName": "meta-cni", "automountServiceAccountToken": false,
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": namespace},
+        "spec": {"nodeName": node, "serviceAccountName": account, "automountServiceAccountToken": false,
                  "containers": [{"name": "c", "image": "localhost/test/pause:1"}]}
     })]);
-    let bound = ["--bound-object-kind", "Pod", "--bound-object-name", &name];
-    let create = ["create", "token", "meta-cni", "--namespace", "kube-system"];
+    with_token((namespace, account), ("Pod", &name), node)
+}
+
+/// A kubeconfig with a token that ends with an object, and names its node.
+fn with_token((namespace, account): (&str, &str), (kind, name): (&str, &str), node: &str) -> String {
+    let bound = ["--bound-object-kind", kind, "--bound-object-name", name];
+    let create = ["create", "token", account, "--namespace", namespace];
     let token = Bed::kubectl(&[create.as_slice(), &bound].concat(), "");
-    let path = Bed::kubeconfig(&format!("of-{node}"), &Bed::server(), &json!({"token": token}));
+    let path = Bed::kubeconfig(&format!("of-{kind}-{node}"), &Bed::server(), &json!({"token": token}));
     path.to_str().unwrap().to_owned()
 }
 
@@ -120,6 +141,69 @@ fn a_nodes_token_writes_the_status_annotation_of_its_own_pods_alone() {
     // The server drops what is no part of the status.
     patch_status(&node_1, &pod, &json!({"spec": {"activeDeadlineSeconds": 1}})).unwrap();
     assert_eq!(object("policed"), before);
+}
+
+/// The README's way to a token where no DaemonSet projects one.
+#[test]
+fn a_token_made_by_hand_for_a_node_is_that_nodes_token() {
+    let bed = Bed::enter();
+    bed.macvlans(&[("by-hand", 17)]);
+    let _policy = Policy::enforce("probe-by-hand");
+    for name in ["node-1", "node-7"] {
+        Bed::kubectl(
+            &["create", "-f", "-"],
+            &json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}}).to_string(),
+        );
+    }
+    let made = |node: &str| with_token(("kube-system", "meta-cni"), ("Node", node), node);
+    let pod = Bed::pod("by-hand", &json!({NETWORKS: "by-hand"}));
+    let conf = bed.conf(made("node-1").as_ref());
+    let netns = bed.world.netns();
+    bed.call("ADD", &netns, &conf, &pod).ok();
+    assert_eq!(Bed::status("by-hand").unwrap()[1]["name"], "default/by-hand");
+    bed.call("DEL", &netns, &conf, &pod).ok();
+    let said = patch_status(&made("node-7"), &pod, &status_annotation("from elsewhere")).unwrap_err();
+    assert!(said.contains("the pod is on node node-1, the token is of node node-7"), "{said}");
+    Bed::kubectl(&["delete", "node", "node-1", "node-7"], "");
+    bed.assert_undone(&netns);
+}
+
+/// An administrator's kustomization gives all that is ours other names, and another namespace.
+#[test]
+fn the_policies_hold_for_an_account_that_a_kustomization_renamed() {
+    let _bed = Bed::enter();
+    let own = tempfile::tempdir().unwrap();
+    fs::create_dir(own.path().join("base")).unwrap();
+    for name in names(BASE) {
+        fs::copy(Path::new(BASE).join(&name), own.path().join("base").join(&name)).unwrap();
+    }
+    let text = "namespace: networking\nnamePrefix: team-\nnameSuffix: -two\nresources: [base]\n";
+    fs::write(own.path().join("kustomization.yaml"), text).unwrap();
+    let rendered = Bed::kubectl(&["kustomize", own.path().to_str().unwrap()], "");
+    // The definitions of other tests are of the kind that this has, too.
+    let rest: Vec<&str> = rendered.split("\n---\n").filter(|text| !text.contains("CustomResourceDefinition")).collect();
+    Bed::kubectl(&["create", "namespace", "networking"], "");
+    let _policy = Policy::apply(rest.join("\n---\n"));
+
+    let account = ("networking", "team-meta-cni-two");
+    let pod = Bed::pod("renamed", &json!({}));
+    let (node_1, node_8) = (of_node_as(account, "node-1"), of_node_as(account, "node-8"));
+    let write = |kubeconfig: &str, patch: &Value| patch_status(kubeconfig, &pod, patch).err().unwrap_or_default();
+    let written = status_annotation("written");
+    let foreign = "the pod is on node node-1, the token is of node node-8";
+    wait_for("the server goes by the policy", 20, || write(&node_8, &written).contains(foreign));
+    assert_eq!(write(&node_1, &written), "");
+    let labels = json!({"metadata": {"labels": {"app": "stolen"}}});
+    assert!(write(&node_1, &labels).contains("labels are not meta-cni's to change"));
+    let forged = json!({
+        "apiVersion": "v1", "kind": "Event", "metadata": {"name": "forged-renamed", "namespace": "default"},
+        "involvedObject": {"kind": "Pod", "name": "renamed", "namespace": "default"}, "type": "Normal",
+        "reportingComponent": "meta-cni", "reportingInstance": "node-1", "source": {"component": "meta-cni"},
+    });
+    let (made, _, said) = Bed::kubectl_raw(&["--kubeconfig", &node_8, "create", "-f", "-"], &forged.to_string());
+    assert!(!made && said.contains("the event is of node node-1, the token is of node node-8"), "{said}");
+    let daemon = rest.iter().find(|text| text.contains("kind: DaemonSet")).unwrap();
+    assert!(daemon.contains("serviceAccountName: team-meta-cni-two"), "{daemon}");
 }
 
 #[test]

@@ -37,6 +37,7 @@ mod probe;
 mod random;
 mod ranges;
 mod refusals;
+mod releases;
 mod reservations;
 mod routes;
 mod takeover;

@@ -47,6 +47,16 @@ fn an_add_that_finds_the_pool_exhausted_takes_back_what_the_dead_had() {
 }
 
 #[test]
+fn an_add_that_asks_for_an_address_of_the_dead_gets_it() {
+    let (world, conf) = exhausted("10.233.4.0/28");
+    let asked = |container| call(&world, "ADD", container, &conf).env("CNI_ARGS", "IP=10.233.4.4");
+    assert_eq!(asked("reboot-new").ok()["ips"][0]["address"], "10.233.4.4/28");
+    assert_eq!(world.leases("net-a").len(), 1);
+    let text = asked("reboot-other").fails(102);
+    assert!(text.contains("requested IP address 10.233.4.4 is not available in range set"), "{text}");
+}
+
+#[test]
 fn what_is_newer_than_the_list_is_nobodys_to_take() {
     let (world, conf) = exhausted("10.233.2.0/29");
     // The first verb of the boot lists the pool.

@@ -3,7 +3,7 @@
 use std::{
     fs,
     os::unix::fs::{MetadataExt as _, symlink},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use nix::sys::signal::Signal;
@@ -14,41 +14,46 @@ use crate::{
     harness::names,
 };
 
-const CA: &str = "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n";
+pub(crate) const CA: &str = "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n";
 
 /// A projected volume, as kubelet mounts and renews it: the names are links into a directory that a link is exchanged for.
-struct Projected(u32);
+pub(crate) struct Projected {
+    directory: PathBuf,
+    version: u32,
+}
 
 impl Projected {
-    const DIRECTORY: &str = "/run/test/projected";
-
     fn new(token: &str) -> Self {
-        fs::create_dir_all(Self::DIRECTORY).unwrap();
-        let mut volume = Self(0);
+        Self::at("/run/test/projected", token)
+    }
+
+    pub(crate) fn at(directory: &str, token: &str) -> Self {
+        fs::create_dir_all(directory).unwrap();
+        let mut volume = Self { directory: directory.into(), version: 0 };
         volume.renew(token, CA);
         for name in ["token", "ca.crt"] {
-            symlink(format!("..data/{name}"), Path::new(Self::DIRECTORY).join(name)).unwrap();
+            symlink(format!("..data/{name}"), volume.directory.join(name)).unwrap();
         }
         volume
     }
 
-    fn renew(&mut self, token: &str, ca: &str) {
-        self.0 += 1;
-        let version = format!("..version-{}", self.0);
-        let directory = Path::new(Self::DIRECTORY);
-        fs::create_dir(directory.join(&version)).unwrap();
-        fs::write(directory.join(&version).join("token"), token).unwrap();
-        fs::write(directory.join(&version).join("ca.crt"), ca).unwrap();
-        symlink(&version, directory.join("..data_tmp")).unwrap();
-        fs::rename(directory.join("..data_tmp"), directory.join("..data")).unwrap();
-        let _ = fs::remove_dir_all(directory.join(format!("..version-{}", self.0 - 1)));
+    pub(crate) fn renew(&mut self, token: &str, ca: &str) {
+        let version = |number: u32| format!("..version-{number}");
+        self.version += 1;
+        let directory = self.directory.join(version(self.version));
+        fs::create_dir(&directory).unwrap();
+        fs::write(directory.join("token"), token).unwrap();
+        fs::write(directory.join("ca.crt"), ca).unwrap();
+        symlink(version(self.version), self.directory.join("..data_tmp")).unwrap();
+        fs::rename(self.directory.join("..data_tmp"), self.directory.join("..data")).unwrap();
+        let _ = fs::remove_dir_all(self.directory.join(version(self.version - 1)));
     }
 }
 
 const MORE: [&str; 5] =
     ["--token-file", "/run/test/projected/token", "--ca-file", "/run/test/projected/ca.crt", "--no-config"];
 
-fn kept(name: &str) -> String {
+pub(crate) fn kept(name: &str) -> String {
     fs::read_to_string(format!("{STATE}/credentials/{name}")).unwrap_or_default()
 }
 

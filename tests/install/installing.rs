@@ -1,8 +1,9 @@
 //! A node is installed, and what it is then.
 
 use std::{
+    collections::BTreeSet,
     fs,
-    os::unix::fs::{MetadataExt as _, PermissionsExt as _},
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink},
     path::Path,
 };
 
@@ -74,18 +75,25 @@ fn a_conf_of_ours_is_whole_in_every_version_that_a_runtime_may_choose() {
 }
 
 #[test]
-fn further_names_are_links_and_programs_of_these_names_are_put_aside_only_if_that_is_asked_for() {
+fn further_names_are_copies_and_programs_of_these_names_are_put_aside_only_if_that_is_asked_for() {
     let node = Node::new();
     fs::write(node.bin.join("sriov"), "another's").unwrap();
     fs::set_permissions(node.bin.join("sriov"), fs::Permissions::from_mode(0o755)).unwrap();
-    let names_asked = ["--names", "multus,sriov,passthru"];
+    // As an administrator, or an earlier installer, made it.
+    symlink("meta-cni", node.bin.join("passthru")).unwrap();
+    let names_asked = ["--names", "multus,sriov"];
     let text = node.refuses("install", &names_asked, 1);
     assert!(text.contains("sriov in /run/test/bin is another program") && text.contains("--replace"), "{text}");
     assert!(!Path::new(OURS).exists());
 
     node.install(&[&names_asked[..], &["--replace"]].concat());
+    let program = fs::read(node.program()).unwrap();
+    let inode = |name: &str| fs::symlink_metadata(node.bin.join(name)).unwrap().ino();
+    let inodes: BTreeSet<u64> = ["meta-cni", "multus", "sriov", "passthru"].map(inode).into();
+    assert_eq!(inodes.len(), 4, "each is a file of its own");
     for name in ["multus", "sriov", "passthru"] {
-        assert_eq!(fs::read_link(node.bin.join(name)).unwrap(), Path::new("meta-cni"), "{name}");
+        let there = fs::symlink_metadata(node.bin.join(name)).unwrap();
+        assert!(there.is_file() && there.mode() & 0o7777 == 0o755 && fs::read(node.bin.join(name)).unwrap() == program);
     }
     assert_eq!(fs::read_to_string(node.bin.join("sriov.meta-cni-saved")).unwrap(), "another's");
     let version = node.world.call("VERSION", "", "", &Value::Null).program(&node.bin.join("sriov")).ok();
@@ -96,8 +104,18 @@ fn further_names_are_links_and_programs_of_these_names_are_put_aside_only_if_tha
     node.install(&["--names", "sriov", "--replace"]);
     assert_eq!(fs::read_to_string(node.bin.join("sriov.meta-cni-saved")).unwrap(), "a newer one");
     assert!(node.bin.join("multus").exists());
+    // Another build, which is told nothing of names, renews them all.
+    let node = node.another_build();
+    node.install(&[]);
+    assert!(node.has_own_program());
+    for name in ["multus", "sriov", "passthru"] {
+        assert!(fs::read(node.bin.join(name)).unwrap() == fs::read(node.program()).unwrap(), "{name}");
+    }
     let text = node.refuses("install", &["--names", "bridge"], 2);
     assert!(text.contains("\"bridge\" is none of multus, multus-shim, passthru, sriov, host-local"), "{text}");
+    node.uninstall(&[]);
+    assert_eq!(fs::read_to_string(node.bin.join("sriov")).unwrap(), "a newer one");
+    assert!(["multus", "passthru", "meta-cni"].iter().all(|name| !node.bin.join(name).exists()));
 }
 
 #[test]

@@ -120,3 +120,28 @@ fn two_verbs_at_once_list_what_was_there_before_both() {
     gc(&world, &conf, &Value::Null);
     assert_eq!(world.leases("cbr0").len(), 6);
 }
+
+#[test]
+fn what_a_primary_that_is_a_definition_left_is_listed_by_the_configurations_that_are_kept() {
+    let _alone = alone();
+    let world = World::new();
+    let (mut conf, list) = flannel(&world, "10.231.12.1/24");
+    world.definition("podnet", &list);
+    conf["clusterNetwork"] = json!("default/podnet");
+    add(&world, &conf, "reboot-old", "");
+    assert_eq!(names("/var/lib/cni/flannel"), ["reboot-old"]);
+    world.reboot();
+    world.subnet_env("10.231.12.1/24");
+    // The records are lost, and their configurations are not: a power cut may do that.
+    fs::remove_dir_all("/var/lib/cni/meta-cni/sandboxes").unwrap();
+    add(&world, &conf, "reboot-new", "");
+    let listed = lists(SECOND);
+    for line in
+        ["cbr0: 10.231.12.2 reboot-old eth0", "flannel: scratch ours /var/lib/cni/flannel", "flannel: reboot-old"]
+    {
+        assert!(listed.iter().any(|found| found == line), "{line} is not in {listed:#?}");
+    }
+    gc(&world, &conf, &json!([{"containerID": "reboot-new", "ifname": "eth0"}]));
+    assert_eq!(names("/var/lib/cni/flannel"), ["reboot-new"]);
+    assert_eq!(world.leases("cbr0"), ["10.231.12.3"]);
+}

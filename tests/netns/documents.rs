@@ -1,8 +1,10 @@
-//! What the documents promise of the sources: each example is used by a test, each error that is explained is one of ours.
+//! What the documents promise of the sources: each example is used by a test, each error that is explained is one of ours,
+//! each key and each command is explained.
 
 use std::{
     fs,
     path::{Path, PathBuf},
+    process::Command,
 };
 
 use crate::{harness::names, sources::rust_files};
@@ -83,6 +85,45 @@ fn each_error_that_is_explained_is_one_that_the_program_says() {
             for part in fixed {
                 assert!(texts.contains(part), "no source says \"{part}\" (of \"{quoted}\")");
             }
+        }
+    }
+}
+
+#[test]
+fn each_key_of_our_configuration_and_each_command_is_in_the_readme() {
+    let readme = fs::read_to_string(root().join("README.md")).unwrap();
+    let table = readme.split("\n## A node's conf\n").nth(1).unwrap().split("\n## ").next().unwrap();
+    // The first column has the keys.
+    let rows = table.lines().filter_map(|line| line.strip_prefix("| ")?.split(" | ").next());
+    let explained: Vec<&str> = rows.flat_map(|keys| keys.split('`').skip(1).step_by(2)).collect();
+    let sources = fs::read_to_string(root().join("meta-cni/src/settings/keys.rs")).unwrap();
+    let known = sources.split("const KNOWN_KEYS: ").nth(1).unwrap().split("];").next().unwrap();
+    let known: Vec<&str> = known.split('"').skip(1).step_by(2).collect();
+    assert!(known.len() > 25, "they are somewhere else: {known:?}");
+    let missing: Vec<&&str> = known.iter().filter(|key| !explained.contains(*key)).collect();
+    assert!(missing.is_empty(), "README.md explains no {missing:?}");
+
+    let help = |words: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_meta-cni")).args(words).arg("--help").output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let all = help(&[]);
+    let commands: Vec<Vec<&str>> = all
+        .lines()
+        .filter_map(|line| line.strip_prefix("  "))
+        .map(|line| line.split_whitespace().take_while(|word| word.chars().all(char::is_lowercase)))
+        .map(|words| words.take(2).collect())
+        .collect();
+    assert!(commands.len() >= 5, "{all}");
+    for words in commands {
+        let words = if words[0] == "ipam" { &words[..2] } else { &words[..1] };
+        let command = format!("meta-cni {}", words.join(" "));
+        assert!(readme.contains(&command), "README.md does not name {command}");
+        for option in help(words).lines().filter_map(|line| line.trim_start().strip_prefix("--")) {
+            let option = format!("--{}", option.split(' ').next().unwrap());
+            let page = if words[0] == "ipam" { "docs/ipam.md" } else { "README.md" };
+            let text = fs::read_to_string(root().join(page)).unwrap();
+            assert!(text.contains(&option), "{page} does not name {option} of {command}");
         }
     }
 }

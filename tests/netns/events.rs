@@ -9,7 +9,7 @@ use std::{
     process::{Command, Stdio},
     sync::mpsc,
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use serde_json::{Value, json};
@@ -129,7 +129,7 @@ fn the_command_that_events_are_handed_to_says_that_it_is_not_for_people() {
 
 /// Reads one request and answers it with a status; gives its first line and its body. Nothing for a connection without a
 /// request: the call, whose reply was ready, gave it up.
-fn answer(stream: TcpStream, code: u16) -> Option<(String, Value)> {
+fn answer(stream: TcpStream, code: u16, retry_after: u8) -> Option<(String, Value)> {
     let mut reader = BufReader::new(stream);
     let line = |reader: &mut BufReader<TcpStream>| {
         let mut line = String::new();
@@ -155,14 +155,16 @@ fn answer(stream: TcpStream, code: u16) -> Option<(String, Value)> {
     let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
         "message": "as the test wants it", "reason": "", "code": code})
     .to_string();
+    let asks = if retry_after > 0 { format!("Retry-After: {retry_after}\r\n") } else { String::new() };
     let head = format!("HTTP/1.1 {code} X\r\nContent-Type: application/json\r\nContent-Length: {}\r\n", status.len());
     // It may give up now as well.
-    let _ = reader.into_inner().write_all(format!("{head}Connection: close\r\n\r\n{status}").as_bytes());
+    let _ = reader.into_inner().write_all(format!("{head}{asks}Connection: close\r\n\r\n{status}").as_bytes());
     Some((first, serde_json::from_slice(&body).unwrap()))
 }
 
-/// What a server that answers with these codes in turn is sent for a pod that is refused.
-fn sent(world: &World, codes: &'static [u16]) -> Vec<(String, Value)> {
+/// What a server that answers with these codes in turn is sent for a pod that is refused, and when. After each it asks to be
+/// left alone for so many seconds.
+fn sent(world: &World, codes: &'static [u16], retry_after: u8) -> Vec<(String, Value, Instant)> {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let kubeconfig = json!({
         "apiVersion": "v1", "kind": "Config", "current-context": "test",
@@ -179,8 +181,10 @@ fn sent(world: &World, codes: &'static [u16]) -> Vec<(String, Value)> {
     let (sender, receiver) = mpsc::channel();
     thread::spawn(move || {
         for code in codes {
-            let sent = iter::repeat_with(|| listener.accept().unwrap().0).find_map(|stream| answer(stream, *code));
-            sender.send(sent.unwrap()).unwrap();
+            let sent = iter::repeat_with(|| listener.accept().unwrap().0)
+                .find_map(|stream| answer(stream, *code, retry_after));
+            let (line, event) = sent.unwrap();
+            sender.send((line, event, Instant::now())).unwrap();
         }
     });
     world.call("ADD", "c1", &world.netns(), &conf).pod("p").fails(7);
@@ -191,13 +195,24 @@ fn sent(world: &World, codes: &'static [u16]) -> Vec<(String, Value)> {
 fn a_server_that_is_busy_is_sent_the_same_event_again() {
     let world = World::new();
     Recorder::install(&world.bin, &["main"]);
-    let sent = sent(&world, &[503, 429, 500, 201]);
-    let (_, event) = &sent[0];
+    let sent = sent(&world, &[503, 429, 500, 201], 0);
+    let (_, event, _) = &sent[0];
     assert_eq!(event["reason"], "AttachmentRefused");
     let says = "annotation k8s.v1.cni.cncf.io/networks: \"wrong@a:b\": interface name contains";
     assert!(event["message"].as_str().unwrap().starts_with(says), "{event}");
     assert!(
         sent.iter()
-            .all(|(line, again)| { line == "POST /api/v1/namespaces/default/events HTTP/1.1" && again == event })
+            .all(|(line, again, _)| { line == "POST /api/v1/namespaces/default/events HTTP/1.1" && again == event })
     );
+}
+
+#[test]
+fn a_server_that_asks_for_a_pause_has_it_from_the_call_and_from_the_process_that_takes_over() {
+    let world = World::new();
+    Recorder::install(&world.bin, &["main"]);
+    let times: Vec<Instant> = sent(&world, &[429, 503, 201], 1).into_iter().map(|(_, _, time)| time).collect();
+    for pair in times.windows(2) {
+        // The server's moment is that of its answer: the pause begins after it.
+        assert!(pair[1] - pair[0] >= Duration::from_millis(950), "asked again after {:?}", pair[1] - pair[0]);
+    }
 }

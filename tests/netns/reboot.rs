@@ -173,6 +173,34 @@ fn an_add_that_finds_a_macvlan_pool_exhausted_has_it_again() {
     world.assert_clean();
 }
 
+/// A pod's own address is not lost to it because the runtime has forgotten the sandbox that had it.
+#[test]
+fn an_add_that_asks_for_an_address_of_the_dead_gets_it() {
+    let _alone = alone();
+    let world = World::new();
+    let (conf, _) = flannel(&world, "10.231.14.1/24");
+    world.macvlan("net-a", "10.232.14.0/24");
+    let ipam = json!({"type": "host-local", "subnet": "10.232.14.0/24"});
+    let config = json!({"cniVersion": "1.0.0", "type": "macvlan", "master": "uplink", "capabilities": {"ips": true},
+                        "ipam": ipam});
+    world.definition("net-a", &config);
+    let networks = r#"[{"name": "net-a", "ips": ["10.232.14.77/24"]}]"#;
+    add(&world, &conf, "reboot-fixed", networks);
+    add(&world, &conf, "reboot-lost", "net-a");
+    fs::remove_dir_all("/var/lib/cni/meta-cni/sandboxes/reboot-fixed").unwrap();
+    world.reboot();
+    world.subnet_env("10.231.14.1/24");
+    let netns = add(&world, &conf, "reboot-again", networks);
+    assert_eq!(Interface::find(&netns, "net1").unwrap().addresses(), ["10.232.14.77/24"]);
+    assert_eq!(world.leases("net-a"), ["10.232.14.77"]);
+    // Somebody who lives has it now.
+    world.pod("reboot-other", networks);
+    let text = world.call("ADD", "reboot-other", &world.netns(), &conf).pod("reboot-other").fails(103);
+    assert!(text.contains("requested IP address 10.232.14.77 is not available in range set"), "{text}");
+    world.call("DEL", "reboot-again", &netns, &conf).pod("reboot-again").ok();
+    assert_eq!(world.leases("net-a"), Vec::<String>::new());
+}
+
 #[test]
 fn a_pool_full_of_the_living_stays_so() {
     let _alone = alone();
@@ -314,4 +342,52 @@ fn gc_frees_what_belongs_to_no_valid_attachment_and_nothing_else() {
         world.call("DEL", "reboot-lost", "", &conf).pod("reboot-lost").ok();
         assert_eq!((lost("cbr0").count(), lost("net-a").count()), (0, 0));
     }
+}
+
+/// A DEL of another one takes them along, once the runtime had ten minutes for what it remembers.
+#[test]
+fn sandboxes_that_the_runtime_has_forgotten_are_detached() {
+    let _alone = alone();
+    let world = World::new();
+    let (conf, _) = flannel(&world, "10.231.15.1/24");
+    world.macvlan("net-a", "10.232.15.0/24");
+    for container in ["reboot-one", "reboot-two"] {
+        add(&world, &conf, container, "net-a");
+    }
+    world.reboot();
+    world.subnet_env("10.231.15.1/24");
+    let live = add(&world, &conf, "reboot-live", "net-a");
+    let del = |container: &str| world.call("DEL", container, "", &conf).ok();
+    let count = || (world.leases("cbr0").len(), world.leases("net-a").len(), names("/var/lib/cni/flannel").len());
+    del("reboot-nobody");
+    assert_eq!(count(), (3, 3, 3));
+
+    let boot = format!("/run/meta-cni/boot/{}", names("/run/meta-cni/boot")[0]);
+    let list = names(&boot).into_iter().find(|name| name.starts_with("sandboxes-")).expect("a list of the sandboxes");
+    let list = format!("{boot}/{list}");
+    let text = fs::read_to_string(&list).unwrap();
+    let (head, containers) = text.split_once('\n').unwrap();
+    assert_eq!(containers, "reboot-one\nreboot-two\n");
+    let mut words: Vec<&str> = head.split(' ').collect();
+    let earlier = (words[1].parse::<u64>().unwrap() - 600).to_string();
+    words[1] = &earlier;
+    fs::write(&list, format!("{}\n{containers}", words.join(" "))).unwrap();
+    // One of them is being worked on.
+    let lock = fs::File::create("/run/meta-cni/lock/sandbox-reboot-two").unwrap();
+    lock.lock().unwrap();
+    del("reboot-nobody");
+    assert_eq!(
+        (count(), names("/var/lib/cni/meta-cni/sandboxes")),
+        ((2, 2, 2), vec!["reboot-live".to_owned(), "reboot-two".to_owned()])
+    );
+    assert!(Path::new(&list).exists());
+    drop(lock);
+    del("reboot-nobody");
+    assert_eq!((count(), names("/var/lib/cni/meta-cni/sandboxes")), ((1, 1, 1), vec!["reboot-live".to_owned()]));
+    assert!(!Path::new(&list).exists());
+    assert_eq!(names("/run/meta-cni/lock"), ["sandbox-reboot-live"]);
+
+    world.call("CHECK", "reboot-live", &live, &conf).pod("reboot-live").ok();
+    world.call("DEL", "reboot-live", &live, &conf).pod("reboot-live").ok();
+    world.assert_clean();
 }

@@ -82,7 +82,6 @@ impl Node {
         install(&directory);
         let node = Self { _child: up(&directory, &[]), directory };
         node.give_credentials();
-        node.make_uplink();
         node
     }
 
@@ -92,7 +91,6 @@ impl Node {
         fill_bin(&directory);
         fs::write(directory.join("cni/net.d/10-flannel.conflist"), flannel(1450).to_string()).unwrap();
         let node = Self { _child: up(&directory, &["--controllers"]), directory };
-        node.make_uplink();
         node.subnet_env(true);
         node
     }
@@ -112,8 +110,9 @@ impl Node {
     /// Has the API server stand still, or go on.
     pub(crate) fn api_server(&self, goes: bool) {
         let pid = fs::read_to_string(self.path("control-plane/kube-apiserver.pid")).unwrap();
-        let (done, said) = self.run(&["kill", if goes { "-CONT" } else { "-STOP" }, pid.trim()], "");
-        assert!(done, "{said}");
+        let words = ["kill", if goes { "-CONT" } else { "-STOP" }, pid.trim()];
+        let output = Command::new(script("beside")).arg(&self.directory).args(words).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
     }
 
     /// Waits until the pods of our DaemonSet run.
@@ -135,13 +134,6 @@ impl Node {
         let (imported, text) =
             self.run(&["ctr", "--namespace", "k8s.io", "images", "import", tar.to_str().unwrap()], "");
         assert!(imported, "{text}");
-    }
-
-    /// What macvlan networks lie on.
-    fn make_uplink(&self) {
-        for arguments in ["link add uplink type veth peer name wire", "link set uplink up", "link set wire up"] {
-            self.ip(arguments);
-        }
     }
 
     /// A token file of deploy/base/rbac.yaml's service account, and a kubeconfig that names it.
@@ -167,9 +159,10 @@ impl Node {
         self.kubectl(&["delete", "net-attach-def", "--all"], "");
     }
 
-    /// A command in the bed.
+    /// A command on the node; kubectl's is given beside it, and answers while the node is off, too.
     fn command(&self, words: &[&str]) -> Command {
-        let mut command = Command::new(script("enter"));
+        let place = if words.first() == Some(&"kubectl") { "beside" } else { "enter" };
+        let mut command = Command::new(script(place));
         command.arg(&self.directory).args(words);
         command
     }
@@ -263,6 +256,11 @@ impl Node {
         self.kubectl(&["get", "events", &of, "-o", "jsonpath={.items[*].message}"], "")
     }
 
+    /// What is said of all pods.
+    pub(crate) fn all_events(&self) -> String {
+        self.kubectl(&["get", "events", "-o", "jsonpath={.items[*].message}"], "")
+    }
+
     /// Our own log.
     pub(crate) fn log(&self) -> String {
         fs::read_to_string(self.directory.join("meta-cni.log")).unwrap_or_default()
@@ -294,14 +292,39 @@ impl Node {
         let record = names(&path).into_iter().next().expect("a record");
         let record: Value = serde_json::from_str(&fs::read_to_string(path.join(record)).unwrap()).unwrap();
         let inside = record["netns"].as_str().expect("its namespace").replacen("/var/run/", "/run/", 1);
-        let first = fs::read_to_string(self.directory.join("pid")).unwrap();
-        format!("/proc/{}/root{inside}", first.trim())
+        self.inside(&inside).to_str().unwrap().to_owned()
     }
 
     /// Kills containerd and starts it again.
     pub(crate) fn restart_containerd(&self) {
-        let status = Command::new(script("restart-containerd")).arg(&self.directory).status().unwrap();
-        assert!(status.success(), "containerd did not come back");
+        self.act("restart-containerd");
+    }
+
+    /// Ends everything on the node at one moment; its disk and the control plane stay.
+    pub(crate) fn power_cut(&self) {
+        self.act("power-cut");
+    }
+
+    /// Switches the node on again; containerd and kubelet come some moments later.
+    pub(crate) fn boot(&self) {
+        self.act("boot");
+    }
+
+    fn act(&self, name: &str) {
+        let status =
+            Command::new(script(name)).arg(&self.directory).env("META_CNI_BED_CACHE", beds()).status().unwrap();
+        assert!(status.success(), "{name}: {status}");
+    }
+
+    /// The ID of the boot that is on, or was last.
+    pub(crate) fn boot_id(&self) -> String {
+        fs::read_to_string(self.path("boot_id")).unwrap_or_default().trim().to_owned()
+    }
+
+    /// A path on the running node, as it is seen from outside.
+    pub(crate) fn inside(&self, path: &str) -> PathBuf {
+        let first = fs::read_to_string(self.path("pid")).unwrap_or_default();
+        PathBuf::from(format!("/proc/{}/root{path}", first.trim()))
     }
 
     /// What pods have left on the node: records, leases, namespaces, interfaces.
@@ -316,7 +339,9 @@ impl Node {
         left.extend(self.run(&["ls", "/run/netns"], "").1.split_whitespace().map(str::to_owned));
         let links: Value = serde_json::from_str(&self.ip("-j link show type veth")).unwrap();
         let veths = links.as_array().unwrap().iter().filter_map(|link| link["ifname"].as_str());
-        left.extend(veths.filter(|name| !["uplink", "wire", "eth0", "wire0"].contains(name)).map(str::to_owned));
+        left.extend(
+            veths.filter(|name| !["node0", "uplink", "wire", "eth0", "wire0"].contains(name)).map(str::to_owned),
+        );
         left
     }
 
@@ -329,7 +354,7 @@ impl Node {
     }
 }
 
-fn definition(name: &str, config: &Value) -> Value {
+pub(crate) fn definition(name: &str, config: &Value) -> Value {
     json!({
         "apiVersion": "k8s.cni.cncf.io/v1", "kind": "NetworkAttachmentDefinition",
         "metadata": {"name": name, "namespace": "default"}, "spec": {"config": config.to_string()}

@@ -10,12 +10,12 @@ use tracing::Instrument as _;
 use super::{
     Engine,
     builtin::{Addresses, Announcements, as_the_chain_left_it},
-    open_netns,
+    gate, open_netns,
     record::{Call, Entry, Record, Stage, new_record},
     request::Request,
 };
 use crate::{
-    cluster::{Event, PodName, Written},
+    cluster::{Event, Written},
     cni::{CniResult, Error, chain},
     face::Face,
     log,
@@ -24,6 +24,7 @@ use crate::{
         network_status::{self, Attached},
     },
     node::device_info::DeviceInfo,
+    pod::PodName,
 };
 
 /// How long a pod with the primary network alone waits for its status to be written.
@@ -70,6 +71,7 @@ impl Engine {
             .ok_or_else(|| Error::Netns(format!("CNI_NETNS {} is no network namespace", self.invocation.netns)))?
             .identified()?;
         self.layout.create()?;
+        let _passage = gate::enter(&self.layout, self.face)?;
         self.list_boot().await?;
         let container = self.invocation.container.clone();
         self.lock(&container).await?;
@@ -127,6 +129,9 @@ impl Engine {
             if let Some(error) = Error::join(errors) {
                 return Err(error);
             }
+            let mut left = self.records.of_container(&call.container)?;
+            left.retain(|entry| *entry.call() == call);
+            self.records.refuse_newer(&left)?;
         }
         Ok(others)
     }

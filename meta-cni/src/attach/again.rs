@@ -1,4 +1,5 @@
-//! An executed plugin that found no address is asked once more, if an earlier boot left some that nobody has.
+//! An executed plugin that found no address, or not the one asked for, is asked once more, if an earlier boot left some
+//! that nobody has.
 
 use sandbox::{Links as _, MacAddr, Netns, Rtnl};
 use serde_json::Value;
@@ -6,11 +7,11 @@ use serde_json::Value;
 use super::{Engine, pools, primary};
 use crate::cni::{CniResult, Command, Error, Plugin, PluginList, Scene, chain};
 
-/// What host-local says when a pool has no address left.
-const EXHAUSTED: &str = "no IP addresses available in range set";
-
-fn is_exhausted(error: &Error) -> bool {
-    error.to_string().contains(EXHAUSTED)
+/// Whether it is what host-local says when a pool has no address left, or not the one that was asked for.
+fn lacks_address(error: &Error) -> bool {
+    let text = error.to_string();
+    text.contains("no IP addresses available in range set")
+        || (text.contains("requested IP address") && text.contains("is not available in range set"))
 }
 
 impl Engine {
@@ -24,7 +25,7 @@ impl Engine {
         error: Error,
         scene: &Scene,
     ) -> Result<(Value, CniResult), Error> {
-        if !is_exhausted(&error) || !self.reclaim_for(&pools::of_network(list)).await {
+        if !lacks_address(&error) || !self.reclaim_for(&pools::of_network(list)).await {
             return Err(error);
         }
         tracing::warn!("addresses that an earlier boot left are free again: attaching once more");
@@ -51,7 +52,7 @@ impl Engine {
         error: Error,
         scene: &Scene,
     ) -> Result<CniResult, Error> {
-        if !is_exhausted(&error) || !self.reclaim_for(&pools::of_network(list)).await {
+        if !lacks_address(&error) || !self.reclaim_for(&pools::of_network(list)).await {
             return Err(error);
         }
         chain::ipam_verb(list, plugin, kind, Command::Del, None, scene).await?;

@@ -11,9 +11,9 @@ use super::{
     request::devices_of,
 };
 use crate::{
-    cluster::PodName,
     cni::{CniResult, Error, Object, Plugin, PluginList, SpecVersion},
     network::{Additions, Attachment},
+    pod::PodName,
 };
 
 /// What a runtime adds to a configuration for one call, and keys that have a meaning in a list alone. The result so far is

@@ -38,9 +38,7 @@ impl Engine {
                     let span = log::of_network(&record.network, &record.interface);
                     (record.title(), self.check_one(*record, &netns).instrument(span).await)
                 }
-                Entry::Torn { interface, path, .. } => {
-                    (interface, Err(Error::decode(path.display().to_string(), "the record is torn: DEL repairs it")))
-                }
+                Entry::Torn { interface, path, .. } => (interface, Err(self.records.unreadable(&path))),
             };
             errors.extend(checked.err().map(|error| error.of_network(title)));
         }

@@ -2,16 +2,21 @@
 
 use std::collections::BTreeSet;
 
+use ipam::{Owner, Store};
+use sandbox::{Links as _, Netns, Rtnl};
+
 use super::{
-    Engine, configured, open_netns,
+    Engine,
+    builtin::LOCK_PATIENCE,
+    configured, open_netns, pools,
     record::{Call, Entry, Stage},
 };
 use crate::{
-    cluster::PodName,
-    cni::{Error, chain},
+    cni::{Error, Invocation, chain},
     face::Face,
     log,
     network::Network,
+    pod::PodName,
 };
 use serde_json::Value;
 use tracing::Instrument as _;
@@ -56,6 +61,7 @@ impl Engine {
         if others.is_empty() && self.records.of_container(&call.container)?.is_empty() {
             self.remove_lock(&call.container);
         }
+        self.detach_forgotten().await;
         Ok(())
     }
 
@@ -78,15 +84,38 @@ impl Engine {
         errors
     }
 
+    /// Whether anything says that a container of which we know nothing has the primary network: what the runtime keeps of an
+    /// ADD until its DEL, the interface, or an address of a pool. A plugin that we executed ourselves has a record before.
+    async fn had_a_primary(&self, netns: &Netns) -> Result<bool, Error> {
+        let Invocation { conf, container, if_name, .. } = &self.invocation;
+        if conf.raw("prevResult").is_some() || Rtnl::open(netns)?.by_name(if_name).await?.is_some() {
+            return Ok(true);
+        }
+        let owner = Owner::new(container, if_name)?;
+        for pool in pools::of_node() {
+            if !Store::new(pool, LOCK_PATIENCE).held_by(&owner)?.is_empty() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     /// DEL of the primary's chain for a sandbox that we know nothing of: born under the bare chain before we came, or its
     /// record is lost. With the conf on disk and the runtime's own memory of the result; the chain's DEL is idempotent.
     pub(super) async fn del_unrecorded_primary(&self) -> Result<(), Error> {
-        let alive = open_netns(&self.invocation.netns)?.is_some();
+        let netns = open_netns(&self.invocation.netns)?;
+        let alive = netns.is_some();
         let networks = match configured::networks(&self.settings, &self.cluster).await {
             Ok(networks) => networks,
-            Err(error) if alive => return Err(error),
             Err(error) => {
-                tracing::warn!(container = self.invocation.container, %error, "nothing is known of this container, and the primary's chain cannot be asked");
+                let Some(netns) = &netns else {
+                    tracing::warn!(container = self.invocation.container, %error, "nothing is known of this container, and the primary's chain cannot be asked");
+                    return Ok(());
+                };
+                if self.had_a_primary(netns).await? {
+                    return Err(error);
+                }
+                tracing::info!(step = "records", %error, "the primary cannot be asked, and nothing says that it was attached");
                 return Ok(());
             }
         };

@@ -16,9 +16,9 @@ use super::{
     record::{Entry, Record, Records, Stage},
 };
 use crate::{
-    cluster::PodName,
     cni::{CniResult, Error, PluginList},
     node::ProcessWords,
+    pod::PodName,
 };
 
 /// What is known of the namespace of a record.
@@ -271,6 +271,10 @@ impl Evidence {
             for entry in records.of_container(&container)? {
                 match entry {
                     Entry::Good(record) => {
+                        // Where it lives may be what we do not understand.
+                        if record.in_part {
+                            self.believed.insert(container.clone(), Because::TornRecord);
+                        }
                         let hash = record.conf_hash.clone();
                         // Without its configuration a record still claims its addresses, in whatever pool.
                         let list = confs.entry(hash).or_insert_with(|| records.conf(&record).ok());

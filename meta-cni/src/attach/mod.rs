@@ -1,6 +1,7 @@
 //! Doing it: one file a verb, over the journal ([`record`]), the lock of the sandbox, and what is attached in-process
 //! (`builtin`). Rollback, DEL, GC and the retry after a crash all undo an attachment by the same function (`undo`).
 
+pub mod gate;
 pub mod living;
 pub mod pools;
 pub mod record;
@@ -14,6 +15,7 @@ mod configured;
 mod dead;
 mod default_routes;
 mod del;
+mod forgotten;
 mod gc;
 mod lock;
 mod multus;

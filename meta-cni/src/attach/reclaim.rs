@@ -48,7 +48,7 @@ pub(super) struct Primary {
 }
 
 impl Engine {
-    fn boot_lists(&self) -> BootLists {
+    pub(super) fn boot_lists(&self) -> BootLists {
         self.layout.boot_lists(&self.boot_id)
     }
 
@@ -67,7 +67,8 @@ impl Engine {
         if lists.is_complete() {
             return Ok(());
         }
-        let mut ours = self.own_pools()?;
+        let kept = self.records.confs()?;
+        let mut ours: BTreeSet<PathBuf> = kept.iter().flat_map(pools::of_network).collect();
         ours.extend(primary.iter().flat_map(|primary| primary.pools.clone()));
         let all: BTreeSet<PathBuf> = ours.iter().cloned().chain(pools::of_node()).collect();
         for pool in all {
@@ -76,9 +77,13 @@ impl Engine {
                 Err(error) => tracing::warn!(pool = %pool.display(), %error, "the pool is not listed at boot"),
             }
         }
-        if let Some(scratch) = primary.and_then(|primary| primary.scratch) {
+        // A primary whose configuration is at the API server is known by what its pods of the last boot left.
+        let mut scratches: BTreeSet<PathBuf> = kept.iter().filter_map(pools::scratch_of).collect();
+        scratches.extend(primary.and_then(|primary| primary.scratch));
+        for scratch in scratches {
             lists.note_scratch(&scratch, &pools::containers_in(&scratch))?;
         }
+        self.list_sandboxes()?;
         lists.complete()
     }
 

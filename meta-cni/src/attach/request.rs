@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::{Engine, configured, primary, record::Entry};
 use crate::{
-    cluster::{Pod, PodName},
+    cluster::Pod,
     cni::{Error, Object},
     log,
     network::{
@@ -22,6 +22,7 @@ use crate::{
         device_info::{self, DeviceInfo},
         kubelet,
     },
+    pod::PodName,
 };
 
 /// The capability by which containerd hands over a pod's annotations.
@@ -52,7 +53,7 @@ impl Engine {
         let pod = PodName::of_args(&self.invocation.args);
         let runtime_config: Object = self.invocation.conf.get("runtimeConfig")?.unwrap_or_default();
         let known = self.pod(pod.as_ref(), &runtime_config).await?;
-        self.events.about(pod.as_ref(), &known);
+        self.events.about(pod.as_ref(), &known, [&self.invocation.container, &self.invocation.netns]);
         let began = Instant::now();
         let asked = self.asked(pod.as_ref(), &known)?;
         let definitions = self.definitions(pod.as_ref(), &asked).await?;

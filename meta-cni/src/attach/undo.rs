@@ -13,6 +13,7 @@ use crate::{
     face::Face,
     log,
     node::device_info::DeviceInfo,
+    pod::PodName,
 };
 
 impl Engine {
@@ -42,7 +43,9 @@ impl Engine {
                 Entry::Good(record) => (record.title(), record.network.as_str(), record.pod.as_ref()),
                 Entry::Torn { interface, .. } => (interface.clone(), "", None),
             };
-            let span = log::of_attachment(network, entry.interface(), &entry.call().container, pod);
+            let uid = pod.map(|pod| pod.uid.as_str()).filter(|uid| !uid.is_empty());
+            let container = &entry.call().container;
+            let span = log::of_attachment(network, entry.interface(), container, (pod.map(PodName::title), uid));
             let undoing = async {
                 match entry {
                     Entry::Good(record) => self.undo(*record, netns).await,

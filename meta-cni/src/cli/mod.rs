@@ -16,7 +16,7 @@ use crate::{
     cluster::POST_COMMAND,
     cni::Error,
     face::{Called, Face},
-    run::Reply,
+    reply::Reply,
 };
 use arguments::{Arguments, Asked, Command, Flag};
 
@@ -40,6 +40,8 @@ const COMMANDS: &[Command] = &[
         details: install::INSTALL_DETAILS,
         options: &[
             &install::WATCH,
+            &install::STATUS_FILE,
+            &install::READY,
             &install::NODE_NAME,
             &install::TOKEN_FILE,
             &install::CA_FILE,

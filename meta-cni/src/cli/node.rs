@@ -93,7 +93,10 @@ impl Node {
             conf,
             trace: Trace::None,
         };
-        log::start(&settings.log, &invocation);
+        log::start(
+            &settings.log,
+            &[("verb", invocation.command.as_str()), ("conf", &invocation.conf.text("name").unwrap_or_default())],
+        );
         Engine::new(Face::Meta, invocation, settings).map(Some)
     }
 

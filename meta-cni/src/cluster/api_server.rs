@@ -2,14 +2,13 @@
 //! a pod's status, POST an event.
 
 use std::{
-    hash::{BuildHasher as _, Hasher as _, RandomState},
     io::ErrorKind,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
 
-use http::{Method, Request, header};
+use http::{Method, Request, StatusCode, header};
 use kube::client::Body;
 use serde_json::{Value, json};
 use tokio::{
@@ -18,12 +17,14 @@ use tokio::{
 };
 
 use super::{
-    Pod, PodName, Written,
+    Pod, Written,
     connection::{Connection, Unusable, connect, is_io},
 };
 use crate::{
     cni::{Error, TRACEPARENT, Trace},
     network::{Definition, network_status::STATUS_ANNOTATION},
+    pause::jittered,
+    pod::PodName,
 };
 
 /// Only metadata is sent back: a pod with many containers is tens of KiB.
@@ -41,6 +42,9 @@ const LONGEST_REQUESTED_PAUSE: Duration = Duration::from_secs(24 * 3600);
 /// itself, or between us and the server, costs the server nothing to look at again.
 const ROTATION_PATIENCE: Duration = Duration::from_secs(2);
 const LONGEST_ROTATION_PAUSE: Duration = Duration::from_millis(100);
+/// The same for what the server itself refuses. With pauses that go on doubling the last look would be a second early, and
+/// what comes then missed: kubelet's next try is 10 to 15 s away.
+const LONGEST_REFUSED_PAUSE: Duration = Duration::from_millis(400);
 
 /// How a connection ends that was taken: a load balancer takes it for servers that are just being replaced.
 const BROKEN_OFF: [ErrorKind; 4] =
@@ -125,9 +129,9 @@ impl ApiServer {
     pub(super) async fn create_event(&self, namespace: &str, name: &str, event: &Value) -> Posted {
         let path = format!("/api/v1/namespaces/{namespace}/events");
         let body = event.to_string().into_bytes();
-        let failure = match self.send_once(&Method::POST, &path, METADATA_ONLY, &body).await {
+        let (failure, asks) = match self.send_once(&Method::POST, &path, METADATA_ONLY, &body).await {
             Ok(_) => return Posted::Done,
-            Err((failure, _)) => failure,
+            Err(failed) => failed,
         };
         self.forget_connection_after(&failure).await;
         let what = format!("event {namespace}/{name}");
@@ -135,7 +139,7 @@ impl ApiServer {
             (Failure::Status(409, _), _) => Posted::Done,
             (Failure::Status(403, _), _) => Posted::NoneAllowed(failure.into_error("create", &what)),
             (Failure::Away(_) | Failure::Ours(_), _) | (_, Passes::Time | Passes::OtherCredentials) => {
-                Posted::Later(failure.into_error("create", &what))
+                Posted::Later(failure.into_error("create", &what), asks)
             }
             (_, Passes::Never) => Posted::Refused(failure.into_error("create", &what)),
         }
@@ -162,9 +166,8 @@ impl ApiServer {
                 Passes::Never => return Err(failure),
                 Passes::Time => self.deadline,
                 Passes::OtherCredentials => {
-                    if !matches!(failure, Failure::Status(..)) {
-                        pause = pause.min(LONGEST_ROTATION_PAUSE);
-                    }
+                    let refused = matches!(failure, Failure::Status(..));
+                    pause = pause.min(if refused { LONGEST_REFUSED_PAUSE } else { LONGEST_ROTATION_PAUSE });
                     (*rotation_ends.get_or_insert(Instant::now() + ROTATION_PATIENCE)).min(self.deadline)
                 }
             };
@@ -219,6 +222,8 @@ impl ApiServer {
         // What stands before the server, and the server itself when it has too much to do, answer with plain text.
         let message = object.ok().and_then(|status| Some(status["message"].as_str()?.to_owned()));
         let message = message.unwrap_or_else(|| String::from_utf8_lossy(&answer).trim().chars().take(300).collect());
+        let why = (head.status == StatusCode::UNAUTHORIZED).then(|| connection.why_refused()).flatten();
+        let message = [message].into_iter().chain(why).collect::<Vec<_>>().join("; ");
         let asks = head.headers.get(header::RETRY_AFTER).and_then(|seconds| seconds.to_str().ok()?.parse().ok());
         let asks = Duration::from_secs(asks.unwrap_or_default()).min(LONGEST_REQUESTED_PAUSE);
         Err((Failure::Status(head.status.as_u16(), message), asks))
@@ -255,20 +260,13 @@ pub(super) enum Posted {
     Refused(Error),
     /// The server refuses us: no other one is worth a request.
     NoneAllowed(Error),
-    /// It may be taken later.
-    Later(Error),
+    /// It may be taken later, and not before that time has passed.
+    Later(Error, Duration),
 }
 
 /// Waits before something is sent again: some time, and a pause that differs from one pod to the next.
 pub(super) async fn back_off(at_least: Duration, longest: Duration) {
     tokio::time::sleep(at_least + jittered(longest)).await;
-}
-
-/// A pause between half and all of `longest`: many pods that met the same busy server do not come back at once.
-pub(crate) fn jittered(longest: Duration) -> Duration {
-    // Every RandomState has keys of its own, from the kernel's random numbers.
-    let random = RandomState::new().build_hasher().finish();
-    longest / 2 + longest * u32::from(u8::try_from(random % 256).unwrap_or_default()) / 512
 }
 
 /// Why a request was not answered with what was asked for.
@@ -325,7 +323,7 @@ impl Failure {
     pub(super) fn into_error(self, verb: &str, what: &str) -> Error {
         match self {
             Self::Status(401, message) => Error::TryLater(format!(
-                "cannot {verb} {what}: the API server does not accept our credentials ({message}): renew those of the kubeconfig"
+                "cannot {verb} {what}: the API server does not accept our credentials ({message}): renew those of the kubeconfig; where the DaemonSet does, see that its pod runs on this node"
             )),
             Self::Status(403, message) => Error::TryLater(format!(
                 "cannot {verb} {what}: {message}: grant it to the user of the kubeconfig (deploy/base/rbac.yaml)"
@@ -341,18 +339,5 @@ impl Failure {
             }
             Self::Credentials(error) | Self::Ours(error) => error,
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn pauses_differ_within_bounds() {
-        let longest = Duration::from_millis(800);
-        let pauses: Vec<Duration> = (0..50).map(|_| jittered(longest)).collect();
-        assert!(pauses.iter().all(|pause| (longest / 2..=longest).contains(pause)), "{pauses:?}");
-        assert!(pauses.iter().any(|pause| *pause != pauses[0]));
     }
 }

@@ -7,11 +7,12 @@ use http::Method;
 use serde_json::Value;
 
 use super::{
-    Pod, PodName,
+    Pod,
     api_server::{ApiServer, Failure},
-    dra::{Allocated, ClaimingPod, Slices},
+    dra::{Allocated, ClaimingPod},
+    slices::{Lack, Slices},
 };
-use crate::{cni::Error, network::Devices};
+use crate::{cni::Error, network::Devices, pod::PodName};
 
 const API: &str = "/apis/resource.k8s.io/v1";
 
@@ -45,7 +46,8 @@ impl ApiServer {
             for device in allocated {
                 match slices.find(&device, claiming.node()) {
                     Ok((resource, id)) => devices.add(&resource, [id]),
-                    Err(reason) => devices.pass_over(reason),
+                    Err(Lack::AsPublished(reason)) => devices.pass_over(reason),
+                    Err(Lack::ForNow(reason)) => devices.pass_over_for_now(reason),
                 }
             }
         }

@@ -2,10 +2,12 @@
 
 use std::{io, path::Path, time::Duration};
 
+use base64::prelude::{BASE64_URL_SAFE_NO_PAD, Engine as _};
 use hyper_util::{
     client::legacy::{Client as HttpClient, connect::HttpConnector},
     rt::TokioExecutor,
 };
+use k8s_openapi::jiff::Timestamp;
 use kube::{
     Client, Config,
     client::ConfigExt as _,
@@ -23,6 +25,16 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 pub(super) struct Connection {
     pub(super) client: Client,
     pub(super) server: String,
+    /// The token's file, and until when the token is good by its own word.
+    token: Option<(String, Timestamp)>,
+}
+
+impl Connection {
+    /// What our credentials themselves say of why they are not accepted. The server says it to nobody but its own log.
+    pub(super) fn why_refused(&self) -> Option<String> {
+        let (file, end) = self.token.as_ref().filter(|(_, end)| *end <= Timestamp::now())?;
+        Some(format!("the token in {file} expired at {end}"))
+    }
 }
 
 /// Why there is no connection.
@@ -66,8 +78,11 @@ pub(super) async fn connect(path: &Path) -> Result<Connection, Unusable> {
     if let Some(reason) = refused(&config.auth_info) {
         return Err(Unusable::Ever(wrong(&reason)));
     }
+    let mut lasts = None;
     if let Some(file) = config.auth_info.token_file.take() {
-        config.auth_info.token = Some(read_token(&file)?.into());
+        let token = read_token(&file)?;
+        lasts = end_of(&token).map(|end| (file, end));
+        config.auth_info.token = Some(token.into());
     }
     let mut connector = HttpConnector::new_with_resolver(Resolver);
     connector.enforce_http(false);
@@ -87,7 +102,7 @@ pub(super) async fn connect(path: &Path) -> Result<Connection, Unusable> {
         .map_err(tower::BoxError::from)
         .service(http);
     let server = config.cluster_url.to_string().trim_end_matches('/').to_owned();
-    Ok(Connection { client: Client::new(service, config.default_namespace), server })
+    Ok(Connection { client: Client::new(service, config.default_namespace), server, token: lasts })
 }
 
 /// What of the current context's user we do not do. It is refused: left out, we would be somebody else at the server.
@@ -110,6 +125,13 @@ fn read_token(path: &str) -> Result<String, Error> {
         "" => Err(Error::Config(format!("the token file {path} is empty: put the token of a service account there"))),
         token => Ok(token.to_owned()),
     }
+}
+
+/// When a token ends, if it is one that says so (RFC 7519: three parts, of which the second is what it claims).
+fn end_of(token: &str) -> Option<Timestamp> {
+    let claims = BASE64_URL_SAFE_NO_PAD.decode(token.split('.').nth(1)?).ok()?;
+    let claims: serde_json::Value = serde_json::from_slice(&claims).ok()?;
+    Timestamp::from_second(claims["exp"].as_i64()?).ok()
 }
 
 /// Whether an error has one of these kinds of I/O errors at its bottom or on the way there. That TLS failed, on either side,

@@ -4,10 +4,11 @@ use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
-use super::{Pod, PodName};
+use super::Pod;
 use crate::{
     cni::{CniResult, Error},
     network::Attachment,
+    pod::PodName,
 };
 
 /// Who we are in `source` and `reportingComponent`.
@@ -130,13 +131,15 @@ pub struct Subject {
     pub name: String,
     /// The UID that kubelet knows it by; empty if it is not known.
     pub uid: String,
+    /// What names this try alone: kubelet's next one has another container and another namespace.
+    pub of_this_try: [String; 2],
 }
 
 impl Subject {
     /// A pod. For a static pod the UID is kubelet's, not that of the mirror at the API server: kubelet's own events have it,
     /// and `kubectl describe pod` looks for events of a mirror by that one alone.
     #[must_use]
-    pub fn new(pod: &PodName, known: &Pod) -> Self {
+    pub fn new(pod: &PodName, known: &Pod, of_this_try: [&str; 2]) -> Self {
         let of_runtime = || Some(pod.uid.clone()).filter(|uid| !uid.is_empty());
         let uid = if known.is_static() {
             of_runtime().or_else(|| known.annotations.get(STATIC_UID_ANNOTATION).cloned())
@@ -147,6 +150,7 @@ impl Subject {
             namespace: pod.namespace.clone(),
             name: pod.name.clone(),
             uid: uid.or_else(|| known.uid.clone()).unwrap_or_default(),
+            of_this_try: of_this_try.map(str::to_owned),
         }
     }
 
@@ -154,7 +158,12 @@ impl Subject {
     /// makes no second one.
     fn object_name(&self, event: &Event) -> String {
         let mut hash = Sha256::new();
-        for text in [&self.uid, event.reason.as_str(), &event.message] {
+        let message = self
+            .of_this_try
+            .iter()
+            .filter(|own| !own.is_empty())
+            .fold(event.message.clone(), |text, own| text.replace(own, ""));
+        for text in [&self.uid, event.reason.as_str(), &without_moments(&message)] {
             hash.update(text);
             hash.update([0]);
         }
@@ -193,6 +202,25 @@ impl Subject {
     }
 }
 
+/// A text without what is another number at each try: how long something took or still takes, and the ID of a process.
+fn without_moments(text: &str) -> String {
+    const UNITS: [&str; 9] = ["ns", "µs", "ms", "s", "m", "h", "seconds", "minutes", "hours"];
+    let (mut kept, mut rest) = (String::with_capacity(text.len()), text);
+    while let Some(at) = rest.find(|c: char| c.is_ascii_digit()) {
+        let (before, number) = rest.split_at(at);
+        let (digits, after) =
+            number.split_at(number.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(number.len()));
+        let unit =
+            after.strip_prefix(' ').unwrap_or(after).split(|c: char| !c.is_alphabetic()).next().unwrap_or_default();
+        kept.push_str(before);
+        if !UNITS.contains(&unit) && !before.ends_with("process ") {
+            kept.push_str(digits);
+        }
+        rest = after;
+    }
+    kept + rest
+}
+
 /// A text of at most so many bytes; one that was longer ends in an ellipsis.
 fn cut(text: &str, longest: usize) -> String {
     const ELLIPSIS: &str = "…";
@@ -210,7 +238,12 @@ mod tests {
     use super::*;
 
     fn subject(name: &str) -> Subject {
-        Subject { namespace: "default".into(), name: name.into(), uid: "u-1".into() }
+        Subject {
+            namespace: "default".into(),
+            name: name.into(),
+            uid: "u-1".into(),
+            of_this_try: ["0af3".into(), String::new()],
+        }
     }
 
     #[test]
@@ -244,6 +277,36 @@ mod tests {
     }
 
     #[test]
+    fn the_same_event_of_another_moment_and_of_another_try_has_the_same_name() {
+        let name = |container: &str, text: &str| {
+            let of_this_try = [container.to_owned(), format!("/var/run/netns/cni-{container}")];
+            Subject { of_this_try, ..subject("app") }.object_name(&Event::new(Reason::AttachmentRefused, text))
+        };
+        for (one, other) in [
+            (
+                "2 addresses are withheld, the next until 3599 s from now",
+                "2 addresses are withheld, the next until 3 s from now",
+            ),
+            (
+                "waited 1.000012s for the lock, held by process 17 (x)",
+                "waited 1.2s for the lock, held by process 4711 (x)",
+            ),
+            (
+                "timed out after 1m30.5s: c-1 at /var/run/netns/cni-c-1",
+                "timed out after 89s: c-2 at /var/run/netns/cni-c-2",
+            ),
+        ] {
+            let same = name("c-1", one) == name("c-2", &other.replace("89s", "2m0s"));
+            assert!(same, "{} and {}", without_moments(one), without_moments(other));
+        }
+        for (one, other) in
+            [("VF 0000:01:10.2", "VF 0000:01:10.3"), ("10.0.0.1/24 is taken", "10.0.0.2/24 is taken"), ("net1", "net2")]
+        {
+            assert_ne!(name("c-1", one), name("c-1", other));
+        }
+    }
+
+    #[test]
     fn a_static_pod_is_known_by_kubelets_uid() {
         let annotations = |uid: &str| {
             let pairs = [("kubernetes.io/config.source", "file"), (STATIC_UID_ANNOTATION, uid)];
@@ -251,7 +314,7 @@ mod tests {
         };
         let pod = |uid: &str| PodName { namespace: "default".into(), name: "p".into(), uid: uid.into() };
         let known = Pod { uid: Some("mirror".into()), annotations: annotations("hash") };
-        let uid = |pod: &PodName, known: &Pod| Subject::new(pod, known).uid;
+        let uid = |pod: &PodName, known: &Pod| Subject::new(pod, known, ["", ""]).uid;
         assert_eq!(uid(&pod("of-kubelet"), &known), "of-kubelet");
         assert_eq!(uid(&pod(""), &known), "hash");
         let plain = Pod { uid: Some("of-server".into()), annotations: BTreeMap::new() };

@@ -23,14 +23,15 @@ use tokio::{
 };
 
 use super::{
-    Cluster, Pod, PodName,
+    Cluster, Pod,
     api_server::{ApiServer, Posted, back_off},
     event::{Event, Reason, Subject},
 };
 use crate::{
-    cni::Object,
+    cni::{Error, Object},
     log::LogSettings,
     node::Sources,
+    pod::PodName,
     settings::{EventLevel, Settings},
 };
 
@@ -80,6 +81,8 @@ struct State {
     count: usize,
     /// The server takes none from us.
     closed: bool,
+    /// It asked not to be sent any before.
+    not_before: Option<Instant>,
 }
 
 /// What the process that events are handed to reads on its stdin.
@@ -87,6 +90,9 @@ struct State {
 pub(crate) struct Handed {
     #[serde(flatten)]
     settings: HandedSettings,
+    /// For how long the server wants to be left alone.
+    #[serde(default)]
+    wait_ms: u64,
     events: Vec<Value>,
 }
 
@@ -122,11 +128,12 @@ impl Events {
         }))
     }
 
-    /// Says which pod they are about. Before that, and for a call without a pod, nothing is posted.
-    pub fn about(&self, pod: Option<&PodName>, known: &Pod) {
+    /// Says which pod they are about, and what names this try of it (container, namespace). Before that, and for a call
+    /// without a pod, nothing is posted.
+    pub fn about(&self, pod: Option<&PodName>, known: &Pod, of_this_try: [&str; 2]) {
         if let Some(pod) = pod.filter(|_| self.0.level != EventLevel::Off) {
             // A second word on the same call would be about the same pod.
-            let _ = self.0.subject.set(Subject::new(pod, known));
+            let _ = self.0.subject.set(Subject::new(pod, known, of_this_try));
         }
     }
 
@@ -165,12 +172,14 @@ impl Events {
         if timeout(REPLY_DELAY - HANDING_OVER, &mut posting).await.is_err() {
             posting.abort();
         }
+        let wait = self.0.queue.wait();
         let events: Vec<Value> = mem::take(&mut self.0.queue.lock().waiting).into();
         if events.is_empty() {
             return;
         }
         let count = events.len();
-        let handed = Handed { settings: self.0.settings.clone(), events };
+        let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+        let handed = Handed { settings: self.0.settings.clone(), wait_ms, events };
         match hand_over(&handed) {
             Ok(()) => tracing::info!(count, "events are posted by a process of their own"),
             Err(error) => tracing::warn!(count, %error, "events are lost: no process could be started for them"),
@@ -198,6 +207,11 @@ impl Queue {
         self.lock().waiting.front().cloned()
     }
 
+    /// For how long the server wants to be left alone.
+    fn wait(&self) -> Duration {
+        self.lock().not_before.map(|moment| moment.saturating_duration_since(Instant::now())).unwrap_or_default()
+    }
+
     fn pop(&self) {
         self.lock().waiting.pop_front();
     }
@@ -212,9 +226,12 @@ impl Queue {
 
 /// Posts what is in the queue, one after another over one connection, until something has to be tried again.
 async fn post(server: Arc<ApiServer>, queue: Arc<Queue>) {
-    while let Some(event) = queue.first() {
-        if let Err(error) = post_first(&server, &queue, &event).await {
+    while queue.wait().is_zero()
+        && let Some(event) = queue.first()
+    {
+        if let Err((error, asks)) = post_first(&server, &queue, &event).await {
             tracing::info!(%error, "an event is tried again");
+            queue.lock().not_before = Some(Instant::now() + asks);
             return;
         }
     }
@@ -223,8 +240,8 @@ async fn post(server: Arc<ApiServer>, queue: Arc<Queue>) {
 /// Posts the first of the queue, which leaves it if there is no use in trying again.
 ///
 /// # Errors
-/// What may pass.
-async fn post_first(server: &ApiServer, queue: &Queue, event: &Value) -> Result<(), crate::cni::Error> {
+/// What may pass, with the time for which the server wants to be left alone.
+async fn post_first(server: &ApiServer, queue: &Queue, event: &Value) -> Result<(), (Error, Duration)> {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let metadata = &event["metadata"];
     let posted = server.create_event(&text(&metadata["namespace"]), &text(&metadata["name"]), event).await;
@@ -238,7 +255,7 @@ async fn post_first(server: &ApiServer, queue: &Queue, event: &Value) -> Result<
             tracing::warn!(%error, "no event is posted");
             queue.close();
         }
-        Posted::Later(error) => return Err(error),
+        Posted::Later(error, asks) => return Err((error, asks)),
     }
     Ok(())
 }
@@ -282,21 +299,25 @@ impl Handed {
     pub(crate) async fn post(self) {
         let end = Instant::now() + LIFE;
         let server = ApiServer::new(&self.settings.kubeconfig, end);
+        let wait = Some(Duration::from_millis(self.wait_ms)).filter(|wait| !wait.is_zero());
         let queue = Queue(Mutex::new(State { waiting: self.events.into(), ..State::default() }));
         let mut pause = FIRST_PAUSE;
+        let mut failed = wait.map(|wait| ("the API server is busy".to_owned(), wait));
         while let Some(event) = queue.first() {
-            let problem = match timeout_at(end.min(Instant::now() + TRY), post_first(&server, &queue, &event)).await {
-                Ok(Ok(())) => continue,
-                Ok(Err(error)) => error.to_string(),
-                Err(_) => "the API server did not answer in time".to_owned(),
-            };
-            if Instant::now() + pause >= end {
-                let lost = queue.lock().waiting.len();
-                tracing::warn!(lost, problem, "events are lost");
-                return;
+            if let Some((problem, asks)) = failed.take() {
+                if asks + pause >= end.saturating_duration_since(Instant::now()) {
+                    let lost = queue.lock().waiting.len();
+                    tracing::warn!(lost, problem, "events are lost");
+                    return;
+                }
+                back_off(asks, pause).await;
+                pause = (pause * 2).min(LONGEST_PAUSE);
             }
-            back_off(Duration::ZERO, pause).await;
-            pause = (pause * 2).min(LONGEST_PAUSE);
+            failed = match timeout_at(end.min(Instant::now() + TRY), post_first(&server, &queue, &event)).await {
+                Ok(Ok(())) => None,
+                Ok(Err((error, asks))) => Some((error.to_string(), asks)),
+                Err(_) => Some(("the API server did not answer in time".to_owned(), Duration::ZERO)),
+            };
         }
     }
 }

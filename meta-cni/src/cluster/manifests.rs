@@ -8,11 +8,12 @@ use std::{
 use serde::Deserialize as _;
 use serde_json::Value;
 
-use super::{Pod, PodName, Written};
+use super::{Pod, Written};
 use crate::{
     cni::{Error, files_in},
     files,
     network::Definition,
+    pod::PodName,
 };
 
 /// The directory beside the manifests where status is written.

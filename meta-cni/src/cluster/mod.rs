@@ -8,6 +8,7 @@ mod dra;
 mod event;
 mod events;
 mod manifests;
+mod slices;
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -15,39 +16,17 @@ use serde_json::Value;
 use tokio::time::Instant;
 
 use crate::{
-    cni::{CniArgs, Error, Trace},
+    cni::{Error, Trace},
     network::{Definition, Devices},
+    pod::PodName,
     settings::Settings,
 };
 use api_server::ApiServer;
-pub(crate) use api_server::jittered;
 pub(crate) use connection::without_content;
 pub use event::{Event, Reason, Subject};
 pub use events::Events;
 pub(crate) use events::{Handed, POST_COMMAND, post_command};
 use manifests::Manifests;
-
-/// The pod a call is for, as the runtime names it in `CNI_ARGS`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct PodName {
-    /// Its namespace.
-    pub namespace: String,
-    /// Its name.
-    pub name: String,
-    /// Its UID as kubelet knows it; for a static pod that is not the API server's.
-    #[serde(default)]
-    pub uid: String,
-}
-
-impl PodName {
-    /// The pod named in the arguments, if there is one: runtimes without Kubernetes name none.
-    #[must_use]
-    pub fn of_args(args: &CniArgs) -> Option<Self> {
-        let text = |key| args.get(key).to_owned();
-        let pod = Self { namespace: text("K8S_POD_NAMESPACE"), name: text("K8S_POD_NAME"), uid: text("K8S_POD_UID") };
-        if pod.namespace.is_empty() || pod.name.is_empty() { None } else { Some(pod) }
-    }
-}
 
 /// What we need to know of a pod.
 #[derive(Debug, Clone, Default, PartialEq)]

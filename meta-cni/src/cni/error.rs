@@ -302,6 +302,7 @@ fn vf_code(error: &sriov::Error) -> u32 {
         | E::NotBack { .. }
         | E::Foreign { .. }
         | E::Busy { .. }
+        | E::Newer { .. }
         | E::Allocated { .. } => 100,
         E::NotReported { .. }
         | E::MacInUse { .. }

@@ -107,7 +107,8 @@ impl Ledger {
     /// The last note in a file; nothing if there is none.
     #[must_use]
     pub fn read(text: &str) -> Option<Note> {
-        serde_json::from_str(text.trim()).ok()
+        // What comes after it may be the end of a longer note, of another release.
+        serde_json::Deserializer::from_str(text).into_iter().next()?.ok()
     }
 }
 
@@ -146,6 +147,13 @@ mod tests {
             let text = std::fs::read_to_string(file.path()).unwrap();
             assert_eq!((Ledger::read(&text).unwrap().plugin, text.len()), (plugin, NOTE_LENGTH));
         }
+        let longer = format!(r#"{{"shift":[1],"plugin":{{"id":9,"earliest":1,"latest":2,"x":0}},{:300}"worker":"#, "");
+        let longer = longer + r#"{"id":8,"earliest":1,"latest":2}}"#;
+        assert_eq!(Ledger::read(&longer).unwrap().plugin.id, 9, "that of a newer release");
+        std::fs::write(file.path(), &longer).unwrap();
+        ledger.note(largest).unwrap();
+        let text = std::fs::read_to_string(file.path()).unwrap();
+        assert_eq!((Ledger::read(&text).unwrap().plugin, text.len() > NOTE_LENGTH), (largest, true));
         assert_eq!(Ledger::read(""), None);
     }
 }

@@ -14,7 +14,8 @@ use crate::cni::{CniResult, Error, Invocation, Ip, Object, Route, SpecVersion};
 /// STATUS does not wait long: a runtime asks every few seconds.
 const STATUS_PATIENCE: Duration = Duration::from_secs(5);
 
-/// Reserves one address of every range set; of an exhausted pool once more, if an earlier boot left some that nobody has.
+/// Reserves one address of every range set; once more if there is none, or not the one asked for, and an earlier boot left
+/// some that nobody has.
 pub(super) fn add(invocation: &Invocation, version: SpecVersion, alone: bool) -> Result<Value, Error> {
     let pool = conf::pool(&invocation.conf, version)?;
     let requested = conf::requested(invocation)?;
@@ -23,9 +24,9 @@ pub(super) fn add(invocation: &Invocation, version: SpecVersion, alone: bool) ->
     let owner = conf::owner(invocation)?;
     let request = Request { owner: &owner, requested: &requested, prior: Prior::Indexed, lock_wait: LOCK_PATIENCE };
     let reserved = match pool.reserve(&request) {
-        // If that fails, what is wrong is still that no address is left.
-        Err(ipam::Error::Exhausted { .. })
-            if alone && boot::reclaim(&pool.store(LOCK_PATIENCE)).is_ok_and(|freed| freed) =>
+        // If that fails, what is wrong is still that there is no address.
+        Err(error)
+            if error.lacks_address() && alone && boot::reclaim(&pool.store(LOCK_PATIENCE)).is_ok_and(|freed| freed) =>
         {
             pool.reserve(&request)?
         }

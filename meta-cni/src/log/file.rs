@@ -72,10 +72,17 @@ impl LogFile {
         }
         if found.nlink() == 0 {
             // It was removed: nobody would ever read the line.
-            self.file = open(&self.path)?;
+            self.open_again()?;
         } else if found.len() > 0 && found.len().saturating_add(more as u64) > self.rotation.max_size {
             self.rotate(&found, now)?;
         }
+        Ok(())
+    }
+
+    /// Goes on in the file that the name leads to by now. Others may have written there before.
+    fn open_again(&mut self) -> io::Result<()> {
+        self.file = open(&self.path)?;
+        self.torn = is_torn(&self.file, &self.path);
         Ok(())
     }
 
@@ -92,8 +99,7 @@ impl LogFile {
             place => place?,
         };
         if !fs::metadata(&place).is_ok_and(|there| is_same(&there, own)) {
-            self.file = open(&self.path)?;
-            return Ok(());
+            return self.open_again();
         }
         let backups = Backups::of(&place);
         let renamed = fs::rename(&place, backups.at(now));
@@ -102,8 +108,7 @@ impl LogFile {
             return renamed;
         }
         // With it goes the lock.
-        self.file = open(&self.path)?;
-        self.torn = false;
+        self.open_again()?;
         backups.prune(self.rotation, now)
     }
 }
@@ -189,4 +194,37 @@ fn is_moment(text: &str) -> bool {
     const FORM: &str = "dddd-dd-ddTdd-dd-dd.ddddddddd";
     let fits = |(c, form): (char, char)| if form == 'd' { c.is_ascii_digit() } else { c == form };
     text.len() == FORM.len() && text.chars().zip(FORM.chars()).all(fits)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_line_in_the_file_that_another_process_made_goes_by_the_end_of_that_one() {
+        let scratch = tempfile::tempdir().unwrap();
+        let path = scratch.path().join("meta.log");
+        let rotation = Rotation { max_size: 100, max_backups: 0, max_age: Some(Duration::from_secs(1)) };
+        let now = SystemTime::now();
+        for (old, new, found) in [
+            (format!("{}\nhalf", "x".repeat(100)), "whole\n", "whole\nline\n"),
+            (format!("{}\n", "x".repeat(100)), "half", "half\nline\n"),
+        ] {
+            fs::write(&path, &old).unwrap();
+            let mut log = LogFile::open(&path, rotation).unwrap();
+            let aside = scratch.path().join("aside");
+            fs::rename(&path, &aside).unwrap();
+            fs::write(&path, new).unwrap();
+            log.append("line\n", now).unwrap();
+            assert_eq!(fs::read_to_string(&path).unwrap(), found, "put aside");
+            // Removed, which its link count says.
+            let mut log = LogFile::open(&aside, rotation).unwrap();
+            fs::remove_file(&aside).unwrap();
+            fs::write(&aside, new).unwrap();
+            log.append("line\n", now).unwrap();
+            assert_eq!(fs::read_to_string(&aside).unwrap(), found, "removed");
+        }
+    }
 }

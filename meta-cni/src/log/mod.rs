@@ -23,26 +23,18 @@ use tracing_subscriber::{
     util::SubscriberInitExt as _,
 };
 
-use crate::{cluster::PodName, cni::Invocation};
 use file::LogFile;
 use line::Fields;
-pub(crate) use settings::OPTIONS;
+pub(crate) use settings::DAY;
 pub use settings::{Format, LogSettings, Rotation};
 
 /// Our crates; of others only warnings are worth a line.
 const OURS: [&str; 4] = ["meta_cni", "sandbox", "sriov", "ipam"];
 
-/// Starts logging for one call. A log that cannot be written is a warning, never a reason not to attach.
-pub(crate) fn start(settings: &LogSettings, invocation: &Invocation) {
-    begin(settings, of_call(invocation));
-}
-
-/// Starts logging for a command.
-pub(crate) fn start_of_command(settings: &LogSettings, command: &str) {
-    begin(settings, Fields::default().with("verb", command));
-}
-
-fn begin(settings: &LogSettings, call: Fields) {
+/// Starts logging, for one call: what every line says of it, with its key. A log that cannot be written is a warning, never a
+/// reason not to attach.
+pub(crate) fn start(settings: &LogSettings, call: &[(&'static str, &str)]) {
+    let call = call.iter().fold(Fields::default(), |fields, (key, text)| fields.with(key, text));
     let mut lines = Lines {
         call,
         format: settings.format,
@@ -69,14 +61,14 @@ pub(crate) fn of_network(network: &str, interface: &str) -> Span {
     tracing::error_span!("network", network, interface)
 }
 
-/// As [`of_network`], of an attachment that was recorded: GC's are of many pods.
-pub(crate) fn of_attachment(network: &str, interface: &str, container: &str, pod: Option<&PodName>) -> Span {
-    let uid = pod.map(|pod| pod.uid.as_str()).filter(|uid| !uid.is_empty());
-    tracing::error_span!("network", network, interface, pod = pod.map(title), uid, container)
-}
-
-fn title(pod: &PodName) -> String {
-    format!("{}/{}", pod.namespace, pod.name)
+/// As [`of_network`], of an attachment that was recorded: GC's are of many pods, each with its name and UID.
+pub(crate) fn of_attachment(
+    network: &str,
+    interface: &str,
+    container: &str,
+    (pod, uid): (Option<String>, Option<&str>),
+) -> Span {
+    tracing::error_span!("network", network, interface, pod, uid, container)
 }
 
 /// How long ago something began, in milliseconds with three decimals.
@@ -84,18 +76,9 @@ pub(crate) fn ms(began: Instant) -> f64 {
     (began.elapsed().as_secs_f64() * 1e6).round() / 1e3
 }
 
-/// What every line of a call says.
-fn of_call(invocation: &Invocation) -> Fields {
-    let pod = PodName::of_args(&invocation.args);
-    let name = pod.as_ref().map(title);
-    Fields::default()
-        .with("verb", invocation.command.as_str())
-        .with("pod", &name.unwrap_or_default())
-        .with("uid", &pod.map(|pod| pod.uid).unwrap_or_default())
-        .with("container", &invocation.container)
-        .with("conf", &invocation.conf.text("name").unwrap_or_default())
-        .with("ifname", &invocation.if_name)
-        .with("trace_id", invocation.trace.id())
+/// Starts logging for a command.
+pub(crate) fn start_of_command(settings: &LogSettings, command: &str) {
+    start(settings, &[("verb", command)]);
 }
 
 /// Makes lines of events, and brings them where they belong.

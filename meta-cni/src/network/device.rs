@@ -10,6 +10,8 @@ pub struct Devices {
     given: BTreeMap<String, BTreeSet<String>>,
     claims: Vec<String>,
     passed_over: Vec<String>,
+    /// One of those may be there at the next try.
+    incomplete: bool,
 }
 
 impl Devices {
@@ -28,6 +30,12 @@ impl Devices {
         self.passed_over.push(reason);
     }
 
+    /// The same of one that is to come: if it is wanting, the pod is to be tried again.
+    pub fn pass_over_for_now(&mut self, reason: String) {
+        self.incomplete = true;
+        self.pass_over(reason);
+    }
+
     /// Adds others; a device that both have is one.
     pub fn merge(&mut self, other: Self) {
         for (resource, ids) in other.given {
@@ -35,6 +43,7 @@ impl Devices {
         }
         self.claims.extend(other.claims);
         self.passed_over.extend(other.passed_over);
+        self.incomplete |= other.incomplete;
     }
 
     /// Whether there are as many devices of each resource as networks of it. The networks are pairs of a name for
@@ -47,7 +56,8 @@ impl Devices {
     /// Gives each network of a resource one device: sorted IDs in the order of the networks, none twice.
     ///
     /// # Errors
-    /// [`Error::Config`] naming networks and devices when there are fewer devices than networks.
+    /// [`Error::Config`] naming networks and devices when there are fewer devices than networks; [`Error::TryLater`] if that
+    /// may pass.
     pub fn assign(&self, networks: &[(String, Option<String>)]) -> Result<Vec<Option<String>>, Error> {
         if let Some(error) = Error::join(self.shortages(networks)) {
             return Err(error);
@@ -71,7 +81,8 @@ impl Devices {
                 .collect();
             let given = self.given.get(resource).unwrap_or(&none);
             if given.len() < wanting.len() {
-                let shortage = Error::Config(self.shortage(resource, &wanting, given));
+                let text = self.shortage(resource, &wanting, given);
+                let shortage = if self.incomplete { Error::TryLater(text) } else { Error::Config(text) };
                 errors.push(shortage.refusing(wanting.join(", ")));
             }
         }
@@ -90,9 +101,13 @@ impl Devices {
             );
         }
         let passed_over: String = self.passed_over.iter().map(|reason| format!("; {reason}")).collect();
+        let advice = if self.incomplete {
+            "their driver has not published all its devices (yet)".to_owned()
+        } else {
+            format!("ask for as many {resource} as the pod has networks of it")
+        };
         format!(
-            "{wanted}, kubelet and the pod's resource claims ({}) gave {found}: ask for as many {resource} as the pod has \
-             networks of it{passed_over}",
+            "{wanted}, kubelet and the pod's resource claims ({}) gave {found}: {advice}{passed_over}",
             self.claims.join(", ")
         )
     }
@@ -150,6 +165,21 @@ mod tests {
         assert!(said.contains(
             "4 device(s) wanted for n1, n2, n3, n4, kubelet and the pod's resource claims (c1) gave a, b, d"
         ));
-        assert!(said.ends_with("; device x has no attribute y"), "{said}");
+        assert!(
+            said.ends_with("ask for as many r/a as the pod has networks of it; device x has no attribute y"),
+            "{said}"
+        );
+        let mut coming = Devices::default();
+        coming.pass_over_for_now("device z is to come".to_owned());
+        devices.merge(coming);
+        match devices.assign(&four) {
+            Err(Error::Refused { source, .. }) => {
+                let Error::TryLater(said) = *source else { panic!("{source:?}") };
+                assert!(said.contains("gave a, b, d: their driver has not published all"), "{said}");
+                assert!(said.ends_with("; device x has no attribute y; device z is to come"), "{said}");
+            }
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(devices.assign(&networks).unwrap().len(), 3, "what is not wanting does not matter");
     }
 }

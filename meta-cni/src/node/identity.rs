@@ -5,10 +5,11 @@ use std::{collections::BTreeMap, fs, io, path::Path};
 
 use ipam::{Node, RawIpam, Slice};
 
-use crate::cni::{Error, Object};
+use crate::{
+    cni::{Error, Object},
+    settings::NODE_FILE,
+};
 
-/// The file with the node's name and labels, if the configuration names no other (`nodeFile`).
-pub const NODE_FILE: &str = "/etc/cni/meta-cni/node.json";
 /// Flannel's file with the network of all pods and this node's part of it.
 pub const SUBNET_FILE: &str = "/run/flannel/subnet.env";
 

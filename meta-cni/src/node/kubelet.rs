@@ -11,7 +11,7 @@ use super::{
         v1::{self, PodResources},
     },
 };
-use crate::{cluster::PodName, cni::Error, network::Devices};
+use crate::{cni::Error, network::Devices, pod::PodName};
 
 /// kubelet's socket.
 pub const SOCKET: &str = "/var/lib/kubelet/pod-resources/kubelet.sock";

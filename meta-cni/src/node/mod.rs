@@ -13,6 +13,6 @@ mod pod_resources;
 mod processes;
 
 pub use boot::{BootLists, PoolAtBoot};
-pub use identity::{NODE_FILE, SUBNET_FILE, Sources};
+pub use identity::{SUBNET_FILE, Sources};
 pub use layout::{Layout, boot_id};
 pub use processes::ProcessWords;

@@ -12,7 +12,7 @@ use tonic::{
 };
 use tonic_prost::ProstCodec;
 
-use crate::cluster::{PodName, jittered};
+use crate::{pause::jittered, pod::PodName};
 
 /// The largest answer: a node with hundreds of pods and devices.
 const MESSAGE_LIMIT: usize = 16 << 20;

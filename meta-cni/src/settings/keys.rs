@@ -1,10 +1,7 @@
 //! The keys of our configuration, and what is said of those that nobody knows.
 
-use super::Settings;
-use crate::{
-    cni::{Error, Object},
-    log,
-};
+use super::{Settings, log};
+use crate::cni::{Error, Object};
 
 /// The keys of every network configuration, which we pass over or the protocol reads.
 pub const CNI_KEYS: [&str; 13] = [

@@ -13,9 +13,9 @@ use crate::{
         add::{Begun, Made},
         record::{Call, PoolAddresses, Record},
     },
-    cluster::PodName,
     cni::Error,
     network::Attachment,
+    pod::PodName,
 };
 
 /// What an attachment takes from a pool.
@@ -54,7 +54,7 @@ impl Engine {
                 if shares.iter().all(|share| share.primary) { error } else { error.refusing(titles) }
             };
             match self.reserve(shares, begun) {
-                Err(Error::Address(error)) if matches!(*error, ipam::Error::Exhausted { .. }) => {
+                Err(Error::Address(error)) if error.lacks_address() => {
                     if !self.reclaim_for(&[directory.clone()].into()).await {
                         return Err(of_network(Error::Address(error)));
                     }

@@ -166,7 +166,7 @@ impl Engine {
             ipam::Store::new(pool, LOCK_PATIENCE).release(&owner, ipam::Known::Nothing)?;
         }
         self.forget_device_info(&call.container, interface)?;
-        self.records.remove_file(path)
+        self.records.remove_torn(path)
     }
 
     /// The interfaces whose VF a call holds by its lease, but for those that have a record: all that is known of them is

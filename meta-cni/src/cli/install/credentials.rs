@@ -4,6 +4,7 @@
 use std::{
     fs,
     net::{IpAddr, SocketAddr, TcpStream},
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -122,6 +123,25 @@ impl Source {
         }
     }
 
+    /// The token, as it is seen here, and its copy on the node.
+    pub(super) fn copies(&self, host: &Host) -> Option<(PathBuf, PathBuf)> {
+        match self {
+            Self::Kubeconfig(_) => None,
+            Self::Token { token, .. } => Some((token.clone(), host.seen(&host.credentials()).join(TOKEN))),
+        }
+    }
+
+    /// Kubelet's kubeconfig, if we see one that has no name on the node any more: a file that is mounted alone stays the one
+    /// that it was when somebody puts another one in its place by a rename.
+    pub(super) fn replaced(&self, host: &Host) -> Option<PathBuf> {
+        let Self::Token { servers, kubelet, .. } = self else { return None };
+        if !servers.is_empty() {
+            return None;
+        }
+        let path = kubelet.clone().or_else(|| usual(host))?;
+        fs::metadata(host.seen(&path)).is_ok_and(|there| there.nlink() == 0).then_some(path)
+    }
+
     /// Reads everything, and judges it.
     ///
     /// # Errors
@@ -174,9 +194,8 @@ fn choose(
         let answering = in_use.clone().chain(servers).find(|server| server.answers());
         return Ok(answering.or(in_use.clone().next()).unwrap_or(first).clone());
     }
-    let usual = || KUBELET.iter().map(Path::new).find(|path| host.seen(path).is_file());
-    if let Some(path) = kubelet.or_else(usual) {
-        return of_kubelet(path, &host.seen(path));
+    if let Some(path) = kubelet.map(Path::to_owned).or_else(|| usual(host)) {
+        return of_kubelet(&path, &host.seen(&path));
     }
     environment.cloned().ok_or_else(|| {
         Error::Config(format!(
@@ -184,6 +203,11 @@ fn choose(
             KUBELET.join(", ")
         ))
     })
+}
+
+/// Kubelet's kubeconfig, if it is in one of the usual places.
+fn usual(host: &Host) -> Option<PathBuf> {
+    KUBELET.iter().map(PathBuf::from).find(|path| host.seen(path).is_file())
 }
 
 /// The server in the kubeconfig that we wrote.

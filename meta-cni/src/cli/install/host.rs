@@ -8,12 +8,15 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use nix::{
+    errno::Errno,
+    fcntl::{AT_FDCWD, RenameFlags, renameat2},
+};
+
 use crate::cni::Error;
 
 /// What the names of our temporary files begin with. Who holds the lock may remove them: nobody else writes one.
 const DRAFT: &str = ".meta-cni-tmp-";
-/// What their names end in where a file is exchanged for another one.
-pub(super) const ASIDE: &str = ".meta-cni-aside";
 /// How much of two files is compared at once.
 const BLOCK: usize = 64 * 1024;
 
@@ -106,9 +109,9 @@ impl Host {
 
     /// Removes what killed installers left half written. Only under the lock.
     pub(super) fn sweep(&self) {
-        for directory in [&self.bin, &self.net_d, &self.credentials()] {
+        for directory in [&self.bin, &self.net_d, &self.state, &self.credentials()] {
             let directory = self.seen(directory);
-            let is_left = |name: &&String| name.starts_with(DRAFT) || name.ends_with(ASIDE);
+            let is_left = |name: &&String| name.starts_with(DRAFT);
             for name in names_in(&directory).iter().filter(is_left) {
                 // What stays is a file that nobody reads; the next one tries again.
                 let _ = fs::remove_file(directory.join(name));
@@ -142,6 +145,11 @@ pub(super) fn make_private(path: &Path) -> Result<(), Error> {
     make_directory(path, 0o700)
 }
 
+/// A file without content beside another one, to be given that one's name. Only under the lock.
+pub(super) fn draft_beside(path: &Path) -> io::Result<tempfile::NamedTempFile> {
+    tempfile::Builder::new().prefix(DRAFT).tempfile_in(path.parent().unwrap_or(Path::new("/")))
+}
+
 /// Puts a file in its place: beside it first, synced, read back and compared, then by a rename that is synced, too. Gives
 /// false if just that was there.
 ///
@@ -161,7 +169,7 @@ pub(super) fn place_from(path: &Path, content: &mut (impl Read + io::Seek), mode
         if is_there(path, content, mode)? {
             return Ok(false);
         }
-        let mut draft = tempfile::Builder::new().prefix(DRAFT).tempfile_in(directory)?;
+        let mut draft = draft_beside(path)?;
         content.rewind()?;
         io::copy(content, draft.as_file_mut())?;
         draft.as_file().set_permissions(fs::Permissions::from_mode(mode))?;
@@ -201,30 +209,18 @@ fn same(one: &mut impl Read, other: &mut impl Read) -> io::Result<bool> {
     }
 }
 
-/// Makes a name lead to another file of its directory, in one step.
-///
-/// # Errors
-/// [`Error::Io`].
-pub(super) fn place_link(path: &Path, target: &str) -> Result<(), Error> {
-    replace_by(path, |draft| std::os::unix::fs::symlink(target, draft))
-}
-
 /// Gives a file a second name, in place of whatever has that.
 ///
 /// # Errors
 /// [`Error::Io`].
 pub(super) fn place_second_name(of: &Path, path: &Path) -> Result<(), Error> {
-    replace_by(path, |draft| fs::hard_link(of, draft))
-}
-
-fn replace_by(path: &Path, make: impl Fn(&Path) -> io::Result<()>) -> Result<(), Error> {
     let directory = path.parent().unwrap_or(Path::new("/"));
     let work = || -> io::Result<()> {
-        let draft = tempfile::Builder::new().prefix(DRAFT).make_in(directory, |draft| make(draft))?;
+        let draft = tempfile::Builder::new().prefix(DRAFT).make_in(directory, |draft| fs::hard_link(of, draft))?;
         fs::rename(draft.path(), path)?;
         // There is nothing under that name any more; two names of one file, though, and rename(2) does nothing.
         drop(draft);
-        File::open(directory)?.sync_all()
+        sync(directory)
     };
     work().map_err(|source| Error::io("write", path.display(), source))
 }
@@ -237,6 +233,19 @@ pub(super) fn rename(from: &Path, to: &Path) -> Result<(), Error> {
     fs::rename(from, to)
         .and_then(|()| sync(to.parent().unwrap_or(Path::new("/"))))
         .map_err(|source| Error::io("rename", format!("{} to {}", from.display(), to.display()), source))
+}
+
+/// Gives a file another name, if nothing has that. Gives whether it did.
+///
+/// # Errors
+/// [`Error::Io`].
+pub(super) fn rename_if_free(from: &Path, to: &Path) -> Result<bool, Error> {
+    let failed = |source| Error::io("rename", format!("{} to {}", from.display(), to.display()), source);
+    match renameat2(AT_FDCWD, from, AT_FDCWD, to, RenameFlags::RENAME_NOREPLACE) {
+        Err(Errno::EEXIST) => Ok(false),
+        Err(errno) => Err(failed(errno.into())),
+        Ok(()) => sync(to.parent().unwrap_or(Path::new("/"))).map(|()| true).map_err(failed),
+    }
 }
 
 /// Whether these are two names of one file.
@@ -275,8 +284,8 @@ mod tests {
         assert!(!place(&path, b"one", 0o600).unwrap());
         assert!(place(&path, b"one", 0o755).unwrap(), "another mode");
         assert!(place(&path, b"two", 0o755).unwrap());
-        place_link(&path, "elsewhere").unwrap();
-        assert_eq!(fs::read_link(&path).unwrap(), Path::new("elsewhere"));
+        fs::remove_file(&path).unwrap();
+        std::os::unix::fs::symlink("second", &path).unwrap();
         assert!(place(&path, b"two", 0o600).unwrap(), "a link is no plain file");
         place_second_name(&path, &root.path().join("second")).unwrap();
         place_second_name(&path, &root.path().join("second")).unwrap();

@@ -7,8 +7,12 @@ mod binary;
 mod conf;
 mod credentials;
 mod host;
+mod installed;
+mod kept;
 mod pass;
 mod primary;
+mod ready;
+mod turn;
 mod uninstall;
 mod watch;
 
@@ -36,7 +40,9 @@ version or another one; what is right stays as it is. With --watch it stays: put
 primary's configuration whenever its owner writes it anew, and keeps token and CA fresh. SIGTERM ends it, and nothing is
 removed.
 
-Paths are those of the node, but for --config, --token-file and --ca-file. The API server is one of --server, else that of
+Of several that stay, the one that came last does the work until it ends.
+
+Paths are those of the node, but for --config, --token-file, --ca-file and --status-file. The API server is one of --server, else that of
 kubelet's kubeconfig, else that of the container's environment (which needs kube-proxy).
 ";
 
@@ -125,6 +131,18 @@ pub(super) const KUBELET_KUBECONFIG: Flag = Flag {
 };
 pub(super) const WATCH: Flag =
     Flag { name: "watch", letter: None, value: None, about: "stay, and keep everything as it should be" };
+pub(super) const STATUS_FILE: Flag = Flag {
+    name: "status-file",
+    letter: None,
+    value: Some("FILE"),
+    about: "where one that stays tells how it is, for --ready",
+};
+pub(super) const READY: Flag = Flag {
+    name: "ready",
+    letter: None,
+    value: None,
+    about: "install nothing: say whether the one that stays, with this --status-file, has all in place, or why not",
+};
 pub(super) const FORCE: Flag = Flag {
     name: "force",
     letter: None,
@@ -140,11 +158,16 @@ pub(super) async fn run(verb: Verb, arguments: &Arguments) -> Result<Answer, Fai
     let host = host_of(arguments)?;
     match verb {
         Verb::Uninstall => Ok(uninstall::uninstall(&host, arguments.switch(FORCE.name))?),
+        Verb::Install if arguments.switch(READY.name) => {
+            let status = arguments.path(STATUS_FILE.name);
+            let status = status.ok_or_else(|| Failure::Usage("--ready asks in a --status-file".to_owned()))?;
+            Ok(ready::answer(&status)?)
+        }
         Verb::Install => {
             let stays = arguments.switch(WATCH.name);
             let mut installer = Installer::new(plan_of(arguments, host)?, stays);
             if stays {
-                return watch::watch(installer).await;
+                return watch::watch(installer, arguments.path(STATUS_FILE.name)).await;
             }
             match installer.pass(false) {
                 (report, None) => Ok(Answer { text: report.to_text(), good: true }),

@@ -4,14 +4,17 @@
 use std::path::{Path, PathBuf};
 
 use super::{
-    binary,
+    binary::Programs,
     conf::{self, Present},
     credentials::{self, Ready, Source},
     host::{self, Host},
-    keys_in,
+    kept, keys_in,
     primary::{self, Choice, Content, Found, OUR_FILE},
 };
-use crate::cni::{Error, PluginList, names_meta_plugin};
+use crate::{
+    attach::gate,
+    cni::{Error, PluginList, names_meta_plugin},
+};
 
 /// How often the primary's owner may write it anew during one pass.
 const ATTEMPTS: usize = 3;
@@ -84,8 +87,7 @@ pub(super) struct Installer {
     pub(super) plan: Plan,
     /// It stays after the first pass.
     stays: bool,
-    /// It has put the program there.
-    put: bool,
+    programs: Programs,
     /// Our configuration as it was seen last: what an administrator wrote into it is not lost with it.
     known: Option<Present>,
 }
@@ -93,7 +95,7 @@ pub(super) struct Installer {
 impl Installer {
     /// An installer that has not looked at anything yet.
     pub(super) fn new(plan: Plan, stays: bool) -> Self {
-        Self { plan, stays, put: false, known: None }
+        Self { plan, stays, programs: Programs::default(), known: None }
     }
 
     /// Puts everything in its place, and tells what it did, and what is wrong. With `leave` the primary's file is followed
@@ -114,7 +116,9 @@ impl Installer {
         self.plan.host.create()?;
         let _alone = self.plan.host.lock()?;
         self.plan.host.sweep();
-        errors.extend(binary::judge(&self.plan.host, &self.plan.names, self.plan.replace).err());
+        kept::recover(&self.plan.host)?;
+        self.programs.look(&self.plan.host);
+        errors.extend(self.programs.judge(&self.plan.host, &self.plan.names, self.plan.replace).err());
         let source = self.plan.source.as_ref();
         let ready = source.map(|source| source.read(&self.plan.host)).transpose().map(Option::flatten);
         let present = Present::read(&self.plan.host);
@@ -128,14 +132,16 @@ impl Installer {
             errors.extend(ready.err());
             return Ok(());
         }
-        let mut again = self.carry_out(decided, ready, How { leave, lenient }, report, errors);
+        let how = How { leave, lenient };
+        let mut again = self.carry_out(decided, ready, how, report, errors);
         for _ in 1..ATTEMPTS {
             if !again {
                 break;
             }
             let decided = self.decide(is_there, report);
-            again = self.carry_out(decided, Ok(None), How { leave, lenient }, report, errors);
+            again = self.carry_out(decided, Ok(None), how, report, errors);
         }
+        report.remarks.extend(self.programs.remarks(&self.plan.host));
         Ok(())
     }
 
@@ -149,12 +155,13 @@ impl Installer {
         errors: &mut Vec<Error>,
     ) -> bool {
         let host = &self.plan.host;
-        let mut step = |outcome: Result<Vec<String>, Error>| match outcome {
+        // Credentials first: programs are large, and those on the node may be of an installer that is gone.
+        match ready.and_then(|ready| ready.map_or_else(|| Ok(Vec::new()), |ready| credentials::write(host, &ready))) {
             Ok(done) => report.done.extend(done),
             Err(error) => errors.push(error),
-        };
-        step(binary::install(host, &self.plan.names, self.plan.replace, &mut self.put));
-        step(ready.and_then(|ready| ready.map_or_else(|| Ok(Vec::new()), |ready| credentials::write(host, &ready))));
+        }
+        let (names, replace) = (&self.plan.names, self.plan.replace);
+        errors.extend(self.programs.install(host, names, replace, &mut report.done).err());
         let decision = match decided {
             Ok(decision) if how.lenient || errors.is_empty() => decision,
             Ok(_) => return false,
@@ -238,21 +245,26 @@ fn lead_to(host: &Host, decision: &Decision, leave: bool) -> Result<(Vec<String>
     let mut done = Vec::new();
     let shown = |name: &str| host.net_d.join(name).display().to_string();
     if let Some(choice) = &decision.choice
-        && primary::keep(host, choice)?
+        && kept::keep(host, choice)?
     {
         done.push(format!("{} is kept as {}", shown(&choice.name), choice.kept_name()));
     }
+    host::remove(&gate::removed_mark(&host.seen(&host.state)))?;
     if host::place(&host.conf(OUR_FILE), decision.text.as_bytes(), 0o600)? {
         done.push(format!("{} is written", shown(OUR_FILE)));
     }
-    let Some(choice) = decision.choice.as_ref().filter(|choice| choice.live) else { return Ok((done, false, false)) };
+    let Some(choice) = &decision.choice else { return Ok((done, false, false)) };
+    done.extend(kept::give_back_behind(host, choice)?);
+    if !choice.live {
+        return Ok((done, false, false));
+    }
     if leave && choice.name.as_str() > OUR_FILE {
-        if primary::follow(host, choice)? {
+        if kept::follow(host, choice)? {
             done.push(format!("{} has changed, and is followed", shown(&choice.name)));
         }
         return Ok((done, false, false));
     }
-    let taken = primary::take(host, choice)?;
+    let taken = kept::take(host, choice)?;
     done.push(format!("{} is taken over (network {})", shown(&choice.name), taken.name));
     Ok((done, taken != choice.list, true))
 }

@@ -1,15 +1,8 @@
-//! The primary network's own configuration: found by content in the runtime's directory, and kept there under a name that
-//! no runtime reads, so that nothing falls back to it. Whenever its owner writes it anew, it is taken over again.
+//! The primary network's own configuration: found by content in the runtime's directory.
 
-use std::{
-    fs,
-    os::unix::fs::PermissionsExt as _,
-    path::{Path, PathBuf},
-};
+use std::path::Path;
 
-use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
-
-use super::host::{self, Host, names_in};
+use super::host::{Host, names_in};
 use crate::cni::{Error, PluginList, names_meta_plugin};
 
 /// Our own configuration. It comes before the usual names, Multus' `00-multus.conf` among them.
@@ -110,6 +103,10 @@ pub(super) fn is_kept(host: &Host) -> bool {
 
 impl Content {
     fn of(path: &Path) -> Self {
+        // Of a pipe one would read for ever.
+        if path.metadata().is_ok_and(|there| !there.is_file()) {
+            return Self::Broken("it is no plain file".to_owned());
+        }
         let list = match PluginList::from_file(path) {
             Ok(list) => list,
             Err(error) => {
@@ -183,85 +180,6 @@ pub(super) fn choose(found: &[Found], asked: Option<&str>, current: Option<&str>
     )))
 }
 
-/// Keeps a first copy of the primary's configuration: our own leads to it before the original is taken away.
-///
-/// # Errors
-/// [`Error::TryLater`] if it changed meanwhile and cannot be used; [`Error::Io`].
-pub(super) fn keep(host: &Host, choice: &Choice) -> Result<bool, Error> {
-    let kept = host.conf(&choice.kept_name());
-    if !choice.live || PluginList::from_file(&kept).is_ok() {
-        return Ok(false);
-    }
-    copy(&host.conf(&choice.name), &kept)
-}
-
-/// Takes the primary's configuration out of the runtime's way, as its owner wrote it. Gives what it says, if that is not
-/// what was chosen: its owner wrote it once more.
-///
-/// # Errors
-/// [`Error::TryLater`] if its owner is just writing it; [`Error::Io`].
-pub(super) fn take(host: &Host, choice: &Choice) -> Result<PluginList, Error> {
-    let (live, kept) = (host.conf(&choice.name), host.conf(&choice.kept_name()));
-    let before = fs::read(&kept).map_err(|source| Error::io("read", kept.display(), source))?;
-    if host::are_one(&live, &kept) {
-        // An uninstall that was killed gave its name back; a rename of two names of one file would leave both.
-        host::remove(&live)?;
-        return PluginList::from_file(&kept);
-    }
-    if let Err(error) = host::rename(&live, &kept) {
-        // It went by itself.
-        return if live.exists() { Err(error) } else { PluginList::from_file(&kept) };
-    }
-    settle(&live, &kept, &before)
-}
-
-/// Judges what was taken over. If that is half a file, the one before stays in force, and its owner gets his back: he may
-/// be writing it still.
-fn settle(live: &Path, kept: &Path, before: &[u8]) -> Result<PluginList, Error> {
-    let problem = match PluginList::from_file(kept) {
-        Ok(list) => return Ok(list),
-        Err(problem) => problem,
-    };
-    let aside = aside(kept);
-    let mode = fs::metadata(kept).map_or(0o644, |there| there.permissions().mode() & 0o7777);
-    host::place(&aside, before, mode)?;
-    let swap = |from: &Path, to: &Path, how| {
-        renameat2(AT_FDCWD, from, AT_FDCWD, to, how)
-            .map_err(|errno| Error::io("rename", format!("{} to {}", from.display(), to.display()), errno.into()))
-    };
-    swap(&aside, kept, RenameFlags::RENAME_EXCHANGE)?;
-    if swap(&aside, live, RenameFlags::RENAME_NOREPLACE).is_err() {
-        // He has written another one by now.
-        host::remove(&aside)?;
-    }
-    Err(Error::TryLater(format!("{} is being written: {problem}", live.display())))
-}
-
-/// A name beside a kept configuration that nobody reads.
-fn aside(kept: &Path) -> PathBuf {
-    let mut name = kept.as_os_str().to_owned();
-    name.push(host::ASIDE);
-    PathBuf::from(name)
-}
-
-/// Follows the primary's configuration where its owner does not let us take it.
-///
-/// # Errors
-/// [`Error::TryLater`] if its owner is just writing it; [`Error::Io`].
-pub(super) fn follow(host: &Host, choice: &Choice) -> Result<bool, Error> {
-    copy(&host.conf(&choice.name), &host.conf(&choice.kept_name()))
-}
-
-/// Copies a configuration that is whole.
-fn copy(from: &Path, to: &Path) -> Result<bool, Error> {
-    let failed = |source| Error::io("read", from.display(), source);
-    let content = fs::read(from).map_err(failed)?;
-    let mode = fs::metadata(from).map_err(failed)?.permissions().mode() & 0o7777;
-    crate::cni::Object::parse(&from.display().to_string(), &content)
-        .map_err(|error| Error::TryLater(format!("{error}: it is being written")))?;
-    host::place(to, &content, mode)
-}
-
 /// The files in the runtime's directory that come before ours, but for the one that is about to be taken away.
 pub(super) fn before_ours(found: &[Found], taken: Option<&str>) -> Vec<String> {
     let first = |found: &&Found| found.name.as_str() < OUR_FILE && Some(found.name.as_str()) != taken;
@@ -274,6 +192,8 @@ pub(super) fn before_ours(found: &[Found], taken: Option<&str>) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     const FLANNEL: &str = r#"{"name":"cbr0","cniVersion":"0.3.1","plugins":[{"type":"flannel"},{"type":"portmap"}]}"#;
@@ -346,26 +266,6 @@ mod tests {
         assert!(none.contains("found: 00-multus.conf (leads to multus-shim)"), "{none}");
         assert!(chosen(&[], None, None).unwrap_err().contains("found: nothing"));
         assert!(chosen(&[podman], Some("10-x.conf"), None).unwrap_err().contains("10-x.conf is not there"));
-    }
-
-    #[test]
-    fn half_a_file_that_was_taken_goes_back_to_its_owner() {
-        let root = tempfile::tempdir().unwrap();
-        let (live, kept) = (root.path().join("10-a.conflist"), root.path().join("10-a.conflist.meta-cni"));
-        fs::write(&kept, "{half").unwrap();
-        match settle(&live, &kept, FLANNEL.as_bytes()) {
-            Err(Error::TryLater(text)) => assert!(text.contains("is being written"), "{text}"),
-            other => panic!("{other:?}"),
-        }
-        assert_eq!(fs::read_to_string(&kept).unwrap(), FLANNEL);
-        assert_eq!(fs::read_to_string(&live).unwrap(), "{half");
-        // If he wrote another one meanwhile, that is his last.
-        fs::write(&kept, "{half").unwrap();
-        fs::write(&live, "last").unwrap();
-        assert!(matches!(settle(&live, &kept, FLANNEL.as_bytes()), Err(Error::TryLater(_))));
-        assert_eq!(fs::read_to_string(&kept).unwrap(), FLANNEL);
-        assert_eq!(fs::read_to_string(&live).unwrap(), "last");
-        assert_eq!(names_in(root.path()), ["10-a.conflist", "10-a.conflist.meta-cni"]);
     }
 
     #[test]

@@ -7,14 +7,20 @@ use std::{
 };
 
 use super::{
-    binary,
+    binary::{PROGRAM, Programs},
     conf::{Present, renamed},
     credentials,
     host::{self, Host, names_in},
+    installed::Installed,
+    kept,
     primary::{OUR_FILE, name_of_kept},
+    turn,
 };
 use crate::{
-    attach::record::{Entry, Record, Records, Stage},
+    attach::{
+        gate,
+        record::{Entry, Record, Records, Stage},
+    },
     cli::Answer,
     cni::{Error, Object},
     face::Face,
@@ -42,31 +48,59 @@ pub(super) fn uninstall(host: &Host, force: bool) -> Result<Answer, Error> {
         ));
     }
     host.sweep();
-    let before = attached(host, settings)?;
-    if !before.is_empty() && !force {
-        return Err(refusal(&before));
+    kept::recover(host)?;
+    // Before our configuration is touched: a pod that came after a look would be left to nobody, and one that came while
+    // ours was gone for another look would silently have its primary network alone.
+    let layouts = Face::ALL.map(|face| Layout::of(settings, face));
+    let _shut = if settings.state_dir.is_dir() { Some(gate::shut(&layouts)?) } else { None };
+    let Pods { attached, plain } = pods(host, settings)?;
+    if !attached.is_empty() && !force {
+        return Err(refusal(&attached));
     }
+    let stays = plain > 0 && !force;
     let mut done = give_back(host)?;
-    let text = fs::read(host.conf(OUR_FILE)).ok();
     if host::remove(&host.conf(OUR_FILE))? {
         done.push(format!("{} is removed", host.net_d.join(OUR_FILE).display()));
     }
-    // A pod may have come since we looked; from here on none can.
-    let after = attached(host, settings)?;
-    if let Some(text) = text.filter(|_| !after.is_empty() && !force) {
-        host::place(&host.conf(OUR_FILE), &text, 0o600)?;
-        take_back(host)?;
-        return Err(refusal(&after));
+    if stays {
+        host::place(&gate::removed_mark(&settings.state_dir), b"", 0o600)?;
     }
     forget_kept(host)?;
-    done.extend(binary::uninstall(host)?);
+    let mut programs = Programs::default();
+    programs.look(host);
+    done.extend(programs.uninstall(host, stays)?);
+    Installed::remove(host)?;
     done.extend(credentials::remove(host)?);
-    done.extend(clear_state(host, settings)?);
+    turn::remove(host)?;
+    if stays {
+        done.push(what_stays(host, plain));
+    } else {
+        done.extend(clear_state(host, settings)?);
+    }
     if done.is_empty() {
         done.push("nothing of meta-cni is installed".to_owned());
     }
-    done.extend(after.iter().map(|lost| format!("left behind: {}", lost.what)));
+    done.extend(attached.iter().map(|lost| format!("left behind: {}", lost.what)));
     Ok(Answer { text: done.iter().map(|line| format!("{line}\n")).collect(), good: true })
+}
+
+/// What is left for pods that have the primary network alone: CRI-O detaches a pod by the configuration that it had when it
+/// was attached, which names our program.
+fn what_stays(host: &Host, plain: usize) -> String {
+    let usual = [("--cni-bin-dir", &host.bin, "/opt/cni/bin"), ("--state-dir", &host.state, "/var/lib/cni/meta-cni")];
+    let others = usual.iter().filter(|(_, path, usual)| *path != Path::new(usual));
+    let options: String = others.map(|(flag, path, _)| format!(" {flag} {}", path.display())).collect();
+    format!(
+        "{} stays, and its records in {}: the runtime may need them to detach {}; run uninstall once more{options} when {}",
+        host.bin.join(PROGRAM).display(),
+        host.state.display(),
+        if plain == 1 {
+            "1 pod with the primary network".to_owned()
+        } else {
+            format!("{plain} pods with the primary network")
+        },
+        if plain == 1 { "it is gone" } else { "they are gone" },
+    )
 }
 
 /// The directories as our configuration names them, whatever the command line says, and its settings with the paths as they
@@ -102,25 +136,43 @@ fn refusal(attached: &[Attached]) -> Error {
     ))
 }
 
-/// The networks of living pods besides the primary, and VFs that the drop-in `sriov` gave.
-fn attached(host: &Host, settings: &Settings) -> Result<Vec<Attached>, Error> {
+/// Who lives.
+#[derive(Default)]
+struct Pods {
+    /// The networks of living pods besides the primary, and VFs that the drop-in `sriov` gave.
+    attached: Vec<Attached>,
+    /// How many have the primary network.
+    plain: usize,
+}
+
+fn pods(host: &Host, settings: &Settings) -> Result<Pods, Error> {
     let boot = boot_id()?;
-    let mut found = Vec::new();
+    let mut pods = Pods::default();
     for face in Face::ALL {
         let records = Records::of(&Layout::of(settings, face));
         for container in records.containers()? {
             for entry in records.of_container(&container)? {
                 match entry {
-                    Entry::Good(record) if (record.primary && face == Face::Meta) || !lives(&record, &boot, host) => {}
-                    Entry::Good(record) => found.push(Attached { what: in_words(&record) }),
-                    Entry::Torn { path, .. } => found.push(Attached {
+                    Entry::Good(record) if !lives(&record, &boot, host) => {}
+                    Entry::Good(record) if record.primary && face == Face::Meta => pods.plain += 1,
+                    Entry::Good(record) => pods.attached.push(Attached { what: in_words(&record) }),
+                    Entry::Torn { path, .. } => pods.attached.push(Attached {
                         what: format!("container {container}: a record that cannot be read ({})", path.display()),
                     }),
                 }
             }
         }
     }
-    Ok(found)
+    Ok(pods)
+}
+
+/// Whether nothing is lost with an entry: the primary network of a pod that is gone. Its own plugins have given back what it
+/// held, or will, when the runtime asks them.
+fn is_over(entry: &Entry, boot: &str, host: &Host) -> bool {
+    match entry {
+        Entry::Good(record) => record.primary && record.stage != Stage::Owed && !lives(record, boot, host),
+        Entry::Torn { .. } => false,
+    }
 }
 
 /// Whether the pod of a record may live. In a container its namespace may be hidden from us: then it does, if it is of this
@@ -156,7 +208,7 @@ fn in_words(record: &Record) -> String {
 /// already, and newer.
 fn give_back(host: &Host) -> Result<Vec<String>, Error> {
     let mut done = Vec::new();
-    for (kept, name) in kept(host) {
+    for (kept, name) in kept_files(host) {
         if fs::symlink_metadata(&name).is_err() {
             host::place_second_name(&kept, &name)?;
             let name = name.file_name().unwrap_or_default();
@@ -166,17 +218,9 @@ fn give_back(host: &Host) -> Result<Vec<String>, Error> {
     Ok(done)
 }
 
-/// Undoes [`give_back`].
-fn take_back(host: &Host) -> Result<(), Error> {
-    for (_, name) in kept(host).into_iter().filter(|(kept, name)| host::are_one(kept, name)) {
-        host::remove(&name)?;
-    }
-    Ok(())
-}
-
 /// Removes what the kept configurations were kept under, and ours under names that others gave it.
 fn forget_kept(host: &Host) -> Result<(), Error> {
-    for (kept, _) in kept(host) {
+    for (kept, _) in kept_files(host) {
         host::remove(&kept)?;
     }
     for name in renamed(host) {
@@ -186,7 +230,7 @@ fn forget_kept(host: &Host) -> Result<(), Error> {
 }
 
 /// The configurations that we keep, each with the name that it had.
-fn kept(host: &Host) -> Vec<(PathBuf, PathBuf)> {
+fn kept_files(host: &Host) -> Vec<(PathBuf, PathBuf)> {
     let names = names_in(&host.seen(&host.net_d));
     let pair = |file: &String| Some((host.conf(file), host.conf(name_of_kept(file)?)));
     names.iter().filter_map(pair).collect()
@@ -198,9 +242,15 @@ fn clear_state(host: &Host, settings: &Settings) -> Result<Vec<String>, Error> {
     if !state.is_dir() {
         return Ok(Vec::new());
     }
+    let boot = boot_id()?;
     let mut pods = 0;
     for face in Face::ALL {
-        pods += Records::of(&Layout::of(settings, face)).containers()?.len();
+        let records = Records::of(&Layout::of(settings, face));
+        for container in records.containers()? {
+            let entries = records.of_container(&container)?;
+            let is_over = face == Face::Meta && entries.iter().all(|entry| is_over(entry, &boot, host));
+            pods += usize::from(!is_over);
+        }
     }
     let leases = names_in(&state.join("vfs")).iter().filter(|name| !name.starts_with('.')).count();
     let shown = Path::new("/").join(state.strip_prefix(&host.root).unwrap_or(state));
@@ -213,6 +263,7 @@ fn clear_state(host: &Host, settings: &Settings) -> Result<Vec<String>, Error> {
     for name in STATE {
         remove_tree(&state.join(name))?;
     }
+    host::remove(&gate::removed_mark(state))?;
     remove_tree(&settings.run_dir)?;
     remove_tree(&host.seen(Path::new(INDEXES)))?;
     // ENOTEMPTY: something that is not ours.

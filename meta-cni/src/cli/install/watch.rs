@@ -3,9 +3,11 @@
 
 use std::{
     collections::VecDeque,
+    fs::File,
     io,
     path::{Path, PathBuf},
     sync::Arc,
+    thread::JoinHandle,
     time::Duration,
 };
 
@@ -20,7 +22,13 @@ use tokio::{
 };
 use tracing::Level;
 
-use super::pass::{Installer, Report};
+use super::{
+    Source,
+    host::Host,
+    pass::{Installer, Report},
+    ready::{Finding, Teller},
+    turn::{self, Turn, Whose},
+};
 use crate::{
     cli::{Answer, Failure, in_words},
     cni::Error,
@@ -39,63 +47,78 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 const TAKES: usize = 4;
 const TAKES_WITHIN: Duration = Duration::from_secs(60);
 
-/// Installs, and keeps it so until SIGTERM or SIGINT.
+/// Installs, and keeps it so until SIGTERM or SIGINT, or another one comes; after each look it tells how it is.
 ///
 /// # Errors
 /// What somebody has to mend before it can be installed at all; what may come by itself is waited for.
-pub(super) async fn watch(mut installer: Installer) -> Result<Answer, Failure> {
+pub(super) async fn watch(installer: Installer, status_file: Option<PathBuf>) -> Result<Answer, Failure> {
     start_log();
     let mut stop = Stop::new()?;
+    let teller = Teller::new(status_file)?;
     let host = installer.plan.host.clone();
     host.create()?;
     let mut stays = host.stay()?;
-    let ears = Ears::open();
+    let mut ears = Ears::open();
     let mut said = Said::default();
     let mut takes = VecDeque::new();
     let mut pause = FIRST_PAUSE;
     let mut installed = false;
+    let mut keeper = Keeper { installer, turn: Turn::default() };
     loop {
         if !host.is_held_by(&stays) {
             host.create()?;
             stays = host.stay()?;
         }
-        let listened = installer.plan.source.as_ref().map(super::Source::directories).unwrap_or_default();
-        let own = [host.seen(&host.net_d), host.seen(&host.bin), host.seen(&host.credentials())];
-        let places: Vec<PathBuf> = own.into_iter().chain(listened.into_iter().map(Path::to_owned)).collect();
-        let deaf = ears.as_ref().is_none_or(|ears| !ears.listen(&places));
-        let leave = is_contested(&mut takes);
-        let (back, report, problem) = tokio::select! {
-            () = stop.asked() => return Ok(ended()),
-            done = in_a_thread(installer, leave) => done?,
-        };
-        installer = back;
-        takes.extend(report.taken.then(Instant::now));
-        said.report(&report, leave);
-        let worked = !report.done.is_empty() || problem.is_some();
-        match problem {
-            // Somebody has to mend it: whoever started us is to see that, and starts us again.
-            Some(error) if !installed && !may_come(&error) => return Err(Failure::Failed(error)),
-            Some(error) => said.problem(&error),
-            None => {
-                installed = true;
-                said.all_is_well();
-            }
+        if let Some(path) = keeper.source().and_then(|source| source.replaced(&host)) {
+            return Ok(ended(&format!("{} was replaced on the node, which is not seen here", path.display())));
         }
-        let wait = async {
-            if worked {
-                sleep(pause).await;
+        let deaf = !ears.listen(&keeper.places(&host));
+        let leave = is_contested(&mut takes);
+        let (back, outcome) = tokio::select! {
+            () = stop.asked() => return Ok(ended("asked to end")),
+            done = in_a_thread(keeper, leave) => done?,
+        };
+        keeper = back;
+        let mut worked = false;
+        let found = match outcome {
+            Outcome::Another(file) => {
+                said.another();
+                ears.hear_of_its_end(file);
+                Finding::Another
             }
-            let tick = if deaf { DEAF_TICK } else { TICK };
-            tokio::select! {
-                () = sleep(tick) => {}
-                () = hear(ears.as_ref()) => {}
+            Outcome::Passed(report, problem) => {
+                takes.extend(report.taken.then(Instant::now));
+                said.report(&report, leave);
+                worked = !report.done.is_empty() || problem.is_some();
+                match problem {
+                    // Somebody has to mend it: whoever started us is to see that, and starts us again.
+                    Some(error) if !installed && !may_come(&error) => return Err(Failure::Failed(error)),
+                    Some(error) => Finding::Bad { problem: said.problem(&error) },
+                    None => {
+                        installed = true;
+                        said.all_is_well();
+                        Finding::good(&host, keeper.source().and_then(|source| source.copies(&host)))
+                    }
+                }
             }
         };
+        teller.tell(found).unwrap_or_else(|error| tracing::warn!("{}", in_words(&error)));
         tokio::select! {
-            () = stop.asked() => return Ok(ended()),
-            () = wait => {}
+            () = stop.asked() => return Ok(ended("asked to end")),
+            () = rest(&ears, worked.then_some(pause), if deaf { DEAF_TICK } else { TICK }) => {}
         }
         pause = if worked { (pause * 2).min(LONGEST_PAUSE) } else { FIRST_PAUSE };
+    }
+}
+
+/// Waits until something is heard, or for a tick; before that for a pause, if there is to be one.
+async fn rest(ears: &Ears, pause: Option<Duration>, tick: Duration) {
+    if let Some(pause) = pause {
+        sleep(pause).await;
+    }
+    tokio::select! {
+        () = sleep(tick) => {}
+        () = ears.heard.notified() => {}
     }
 }
 
@@ -103,8 +126,8 @@ fn start_log() {
     log::start_of_command(&LogSettings { level: Some(Level::INFO), ..LogSettings::default() }, "install");
 }
 
-fn ended() -> Answer {
-    tracing::info!("asked to end: everything stays installed");
+fn ended(why: &str) -> Answer {
+    tracing::info!("{why}: this installer ends, and everything stays installed");
     Answer { text: String::new(), good: true }
 }
 
@@ -123,15 +146,54 @@ fn is_contested(takes: &mut VecDeque<Instant>) -> bool {
     takes.len() >= TAKES
 }
 
-/// Makes a pass in a thread: whoever ends us does not wait for it, and it may end anywhere.
-async fn in_a_thread(mut installer: Installer, leave: bool) -> Result<(Installer, Report, Option<Error>), Error> {
+/// Who keeps the installation.
+struct Keeper {
+    installer: Installer,
+    turn: Turn,
+}
+
+/// What came of a look.
+enum Outcome {
+    /// All that is said of a pass.
+    Passed(Report, Option<Error>),
+    /// An installer that came later does the work; its lock is free when it has ended.
+    Another(File),
+}
+
+impl Keeper {
+    fn source(&self) -> Option<&Source> {
+        self.installer.plan.source.as_ref()
+    }
+
+    /// The directories that matter, as they are seen here.
+    fn places(&self, host: &Host) -> Vec<PathBuf> {
+        let listened = self.source().map(Source::directories).unwrap_or_default();
+        let own = [&host.net_d, &host.bin, &host.state, &host.credentials()].map(|path| host.seen(path));
+        own.into_iter().chain(listened.into_iter().map(Path::to_owned)).collect()
+    }
+
+    /// Makes a pass if it is our turn.
+    fn look(mut self, leave: bool) -> (Self, Outcome) {
+        match self.turn.take(&self.installer.plan.host) {
+            Ok(Whose::Another(file)) => return (self, Outcome::Another(file)),
+            Ok(Whose::Ours) => {}
+            // What one before us put there is not what belongs there now.
+            Ok(Whose::OursNow) => self.installer = Installer::new(self.installer.plan, true),
+            Err(error) => return (self, Outcome::Passed(Report::default(), Some(error))),
+        }
+        let (report, problem) = self.installer.pass(leave);
+        (self, Outcome::Passed(report, problem))
+    }
+}
+
+/// Looks in a thread: whoever ends us does not wait for it, and it may end anywhere.
+async fn in_a_thread(keeper: Keeper, leave: bool) -> Result<(Keeper, Outcome), Error> {
     let (tell, told) = oneshot::channel();
     std::thread::Builder::new()
         .name("install".to_owned())
         .spawn(move || {
-            let (report, problem) = installer.pass(leave);
             // Nobody listens any more: we are being ended.
-            let _ = tell.send((installer, report, problem));
+            let _ = tell.send(keeper.look(leave));
         })
         .map_err(|source| Error::io("start", "a thread", source))?;
     told.await.map_err(|_| Error::io("run", "the installer's thread", io::Error::other("it ended without an answer")))
@@ -163,10 +225,20 @@ struct Said {
     remarks: Vec<String>,
     problem: String,
     contested: bool,
+    another: bool,
 }
 
 impl Said {
+    fn another(&mut self) {
+        if !std::mem::replace(&mut self.another, true) {
+            tracing::info!("an installer that came later does the work on this node from now on");
+        }
+    }
+
     fn report(&mut self, report: &Report, contested: bool) {
+        if std::mem::take(&mut self.another) {
+            tracing::info!("the installer that came later has ended: this one does the work again");
+        }
         for line in &report.done {
             tracing::info!("{line}");
         }
@@ -188,37 +260,36 @@ impl Said {
         }
     }
 
-    fn problem(&mut self, error: &Error) {
+    fn problem(&mut self, error: &Error) -> String {
         let problem = in_words(error);
         if problem != self.problem {
             tracing::error!("{problem}");
-            self.problem = problem;
+            self.problem.clone_from(&problem);
         }
+        problem
     }
 }
 
-/// Hears of changes in directories. A thread listens, and ends with the process.
+/// Hears of changes in directories, and of the end of another installer. Threads listen, and end with the process.
 struct Ears {
-    inotify: Arc<Inotify>,
+    /// None where a user may have no more instances: then there is the tick.
+    inotify: Option<Arc<Inotify>>,
     heard: Arc<Notify>,
+    /// Whose end is waited for.
+    awaited: Option<((u64, u64), JoinHandle<()>)>,
 }
 
 impl Ears {
-    /// None where a user may have no more instances: then there is the tick.
-    fn open() -> Option<Self> {
-        match Self::try_open() {
-            Ok(ears) => Some(ears),
-            Err(problem) => {
-                tracing::warn!("no inotify ({problem}): everything is looked at twice a second");
-                None
-            }
-        }
+    fn open() -> Self {
+        let heard = Arc::new(Notify::new());
+        let inotify = Self::try_open(&heard)
+            .inspect_err(|problem| tracing::warn!("no inotify ({problem}): everything is looked at twice a second"));
+        Self { inotify: inotify.ok(), heard, awaited: None }
     }
 
-    fn try_open() -> io::Result<Self> {
+    fn try_open(heard: &Arc<Notify>) -> io::Result<Arc<Inotify>> {
         let inotify = Arc::new(Inotify::init(InitFlags::IN_CLOEXEC)?);
-        let heard = Arc::new(Notify::new());
-        let (listening, tell) = (Arc::clone(&inotify), Arc::clone(&heard));
+        let (listening, tell) = (Arc::clone(&inotify), Arc::clone(heard));
         std::thread::Builder::new().name("inotify".to_owned()).spawn(move || {
             loop {
                 match listening.read_events() {
@@ -231,12 +302,13 @@ impl Ears {
                 }
             }
         })?;
-        Ok(Self { inotify, heard })
+        Ok(inotify)
     }
 
     /// Listens in all of the directories that are there; gives whether that could be done. One that is listened in already
     /// costs nothing.
     fn listen(&self, places: &[PathBuf]) -> bool {
+        let Some(inotify) = &self.inotify else { return false };
         let changes = AddWatchFlags::IN_CLOSE_WRITE
             | AddWatchFlags::IN_MODIFY
             | AddWatchFlags::IN_ATTRIB
@@ -248,17 +320,26 @@ impl Ears {
             | AddWatchFlags::IN_ONLYDIR;
         let mut good = true;
         for place in places.iter().filter(|place| place.is_dir()) {
-            good &= self.inotify.add_watch(place, changes).is_ok();
+            good &= inotify.add_watch(place, changes).is_ok();
         }
         good
     }
-}
 
-/// Waits for a change; for ever where there is nothing to hear by.
-async fn hear(ears: Option<&Ears>) {
-    match ears {
-        Some(ears) => ears.heard.notified().await,
-        None => std::future::pending().await,
+    /// Hears when another installer has ended, by its lock: whatever its token was, ours is wanted at once. Where no thread
+    /// can be had there is the tick.
+    fn hear_of_its_end(&mut self, file: File) {
+        let Ok(id) = turn::id(&file) else { return };
+        if self.awaited.as_ref().is_some_and(|(awaited, thread)| *awaited == id && !thread.is_finished()) {
+            return;
+        }
+        let tell = Arc::clone(&self.heard);
+        let waiting = std::thread::Builder::new().name("turn".to_owned()).spawn(move || {
+            if file.lock_shared().is_ok() {
+                drop(file);
+                tell.notify_one();
+            }
+        });
+        self.awaited = waiting.ok().map(|thread| (id, thread));
     }
 }
 

@@ -62,16 +62,8 @@ impl Cluster {
     /// Applies deploy/base, and waits until the node is ours.
     pub(crate) fn install(&self) {
         let base = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/base");
-        // A fiftieth of a CPU that is twenty times slower than a real one, for a build that is not optimized, is nothing.
-        let more = |line: &str| match line.split_once("cpu: ") {
-            Some((before, rest)) => {
-                let rest = rest.trim_start_matches(|digit: char| digit.is_ascii_digit());
-                format!("{before}cpu: 400{rest}\n")
-            }
-            None => format!("{line}\n"),
-        };
-        let manifests: String = self.kubectl(&["kustomize", base], "").lines().map(more).collect();
-        assert!(manifests.contains("cpu: 400m"), "{manifests}");
+        let manifests: String = self.kubectl(&["kustomize", base], "").lines().map(for_a_slow_machine).collect();
+        assert!(manifests.contains("cpu: 400m") && manifests.contains("/slow.json"), "{manifests}");
         self.kubectl(&["apply", "-f", "-"], &manifests);
         self.wait_for("the node is ours", || self.guest.try_run("test -e /etc/cni/net.d/00-meta-cni.conflist").0);
         self.kubectl(&["rollout", "status", "daemonset/meta-cni", "-n", "kube-system", "--timeout=600s"], "");
@@ -151,6 +143,22 @@ impl Cluster {
 /// The elements of an array; none of what is no array.
 pub(crate) fn array(value: &Value) -> impl Iterator<Item = &Value> {
     value.as_array().into_iter().flatten()
+}
+
+/// A line of our manifests as this node needs it: its CPU is twenty times slower than a real one, and our build is not
+/// optimized, so a fiftieth of that is nothing; and whoever starts many pods at once needs more time than an ADD has.
+fn for_a_slow_machine(line: &str) -> String {
+    let more = match line.trim() {
+        "- --watch" => line.replace("--watch", "--config=/host/var/lib/cni/slow.json") + "\n",
+        _ => String::new(),
+    };
+    let line = match line.split_once("cpu: ") {
+        Some((before, rest)) => {
+            format!("{before}cpu: 400{}", rest.trim_start_matches(|digit: char| digit.is_ascii_digit()))
+        }
+        None => line.to_owned(),
+    };
+    format!("{line}\n{more}")
 }
 
 /// A file below `tests`.

@@ -17,8 +17,8 @@ use super::{
 };
 
 /// How many pods there are: a third has a VF of the first port, if there are as many, a third one of the second, the rest
-/// has something else. META_CNI_PODS says another number: an emulated CPU, shared by all of them, needs five seconds for
-/// each, and when there are so many at once that each takes longer than a plugin may, none gets anywhere.
+/// has something else. META_CNI_PODS says another number; an emulated CPU, which all of them share, needs five to ten
+/// seconds for each.
 fn count() -> Count {
     let all = std::env::var("META_CNI_PODS").map_or(12, |count| count.parse().unwrap());
     Count { all, vfs_of_a_port: (all / 3).min(7) }
@@ -31,8 +31,8 @@ struct Count {
 }
 
 const LABELS: &str = "app in (macvlan,vf-a,vf-b)";
-/// How long all of them may take to come up on a busy machine: an emulated CPU starts one in five seconds.
-const PATIENCE: Duration = Duration::from_secs(900);
+/// How long all of them may take to come up on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(1200);
 
 fn workload(count: Count) -> Vec<Value> {
     let pool = |subnet: &str| json!({"type": "host-local", "subnet": subnet});

@@ -2,6 +2,7 @@
 //! node (see `bed`), so they run one after the other.
 
 #![allow(clippy::unwrap_used, reason = "a test panics where it is wrong")]
+#![allow(clippy::print_stdout, reason = "how long things took is told")]
 
 #[path = "../harness/mod.rs"]
 mod harness;

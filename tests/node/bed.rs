@@ -311,7 +311,8 @@ impl Node {
     }
 
     fn act(&self, name: &str) {
-        let status = Command::new(script(name)).arg(&self.directory).env("META_CNI_BED_CACHE", beds()).status().unwrap();
+        let status =
+            Command::new(script(name)).arg(&self.directory).env("META_CNI_BED_CACHE", beds()).status().unwrap();
         assert!(status.success(), "{name}: {status}");
     }
 
@@ -333,7 +334,9 @@ impl Node {
         left.extend(self.run(&["ls", "/run/netns"], "").1.split_whitespace().map(str::to_owned));
         let links: Value = serde_json::from_str(&self.ip("-j link show type veth")).unwrap();
         let veths = links.as_array().unwrap().iter().filter_map(|link| link["ifname"].as_str());
-        left.extend(veths.filter(|name| !["node0", "uplink", "wire", "eth0", "wire0"].contains(name)).map(str::to_owned));
+        left.extend(
+            veths.filter(|name| !["node0", "uplink", "wire", "eth0", "wire0"].contains(name)).map(str::to_owned),
+        );
         left
     }
 

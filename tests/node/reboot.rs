@@ -69,9 +69,7 @@ fn start() -> Node {
     install(&node);
     node.macvlan("net-a", "10.40.0.0/24");
     node.macvlan("net-b", "10.41.0.0/24");
-    let macvlan = |kind: &str, ipam: Value| {
-        json!({"cniVersion": "1.0.0", "type": kind, "master": "uplink", "capabilities": {"ips": true}, "ipam": ipam})
-    };
+    let macvlan = |kind: &str, ipam: Value| json!({"cniVersion": "1.0.0", "type": kind, "master": "uplink", "capabilities": {"ips": true}, "ipam": ipam});
     // Three addresses.
     let small = json!({"type": "host-local", "subnet": "10.42.0.0/24", "rangeStart": "10.42.0.10",
                        "rangeEnd": "10.42.0.12"});

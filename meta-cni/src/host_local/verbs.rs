@@ -26,9 +26,7 @@ pub(super) fn add(invocation: &Invocation, version: SpecVersion, alone: bool) ->
     let reserved = match pool.reserve(&request) {
         // If that fails, what is wrong is still that there is no address.
         Err(error)
-            if error.lacks_address()
-                && alone
-                && boot::reclaim(&pool.store(LOCK_PATIENCE)).is_ok_and(|freed| freed) =>
+            if error.lacks_address() && alone && boot::reclaim(&pool.store(LOCK_PATIENCE)).is_ok_and(|freed| freed) =>
         {
             pool.reserve(&request)?
         }

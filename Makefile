@@ -32,7 +32,7 @@ lint:
 	$(CARGO) tree --locked --quiet --manifest-path fuzz/Cargo.toml >/dev/null
 	$(CARGO) fmt --manifest-path fuzz/Cargo.toml --check
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
-	$(CARGO) clippy --locked -p meta-cni --test guest --test churn -- -D warnings
+	$(CARGO) clippy --locked -p meta-cni --test guest --test full-node --test churn -- -D warnings
 	$(CARGO) clippy --locked -p sriov --test igb -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps --quiet
 
@@ -56,6 +56,7 @@ test-host:
 test-guest:
 	tests/guest/suite
 	tests/guest/power-cut 2
+	tests/guest/full-node pods_get_vfs
 
 soak: beds
 	tests/soak --minutes $(MINUTES) --seed $(SEED)

@@ -54,6 +54,24 @@ fn the_server_takes_the_base_and_each_overlay() {
     assert_eq!(path(&base, "conf"), "/etc/cni/net.d");
     assert_eq!(path(&of("k3s"), "conf"), "/var/lib/rancher/k3s/agent/etc/cni/net.d");
     assert_eq!(path(&of("openshift"), "conf"), "/etc/kubernetes/cni/net.d");
+    assert_eq!(path(&of("openshift"), "kubelet"), "/var/lib/kubelet/kubeconfig");
+    for overlay in &overlays {
+        let rendered = of(overlay);
+        let spec = &find(&rendered, "DaemonSet", "meta-cni").unwrap()["spec"]["template"]["spec"];
+        let list = |from: &Value| from.as_array().unwrap().clone();
+        let names = |from: &Value| list(from).iter().map(|one| one["name"].clone()).collect::<Vec<_>>();
+        // Each mount has its volume, and lies where the arguments of the container say.
+        assert_eq!(names(&spec["volumes"]), names(&spec["containers"][0]["volumeMounts"]), "{overlay}");
+        assert_eq!(names(&spec["volumes"]).contains(&"kubelet".into()), overlay != "k3s", "{overlay}");
+        for (mount, volume) in list(&spec["containers"][0]["volumeMounts"]).iter().zip(list(&spec["volumes"])) {
+            if let Some(path) = volume["hostPath"]["path"].as_str() {
+                assert_eq!(mount["mountPath"], format!("/host{path}"), "{overlay}");
+            }
+        }
+        let probe = &spec["containers"][0]["readinessProbe"]["exec"]["command"];
+        let status = list(probe).into_iter().find(|word| word.as_str().unwrap().starts_with("--status-file")).unwrap();
+        assert!(list(&spec["containers"][0]["args"]).contains(&status), "{overlay}");
+    }
 }
 
 #[test]

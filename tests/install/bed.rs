@@ -84,12 +84,6 @@ impl Node {
         self
     }
 
-    /// This node with a build that was there before.
-    pub(crate) fn build(mut self, program: &Path) -> Self {
-        self.program = program.to_owned();
-        self
-    }
-
     /// Puts the program in its place beforehand, as a second name of the one that runs: nothing has to be copied.
     pub(crate) fn preinstall(&self) {
         let _ = fs::remove_file(self.bin.join("meta-cni"));

@@ -1,11 +1,18 @@
 //! What is not installed, and why: nothing of it is left half done.
 
-use std::{fs, path::Path};
+use std::{fs, os::unix::fs::symlink, path::Path};
 
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::{
+    mount::{MntFlags, MsFlags, mount, umount2},
+    sys::stat::Mode,
+    unistd::mkfifo,
+};
 use serde_json::json;
 
-use crate::bed::{KEPT, NET_D, Node, OURS, PRIMARY, podnet};
+use crate::{
+    bed::{KEPT, NET_D, Node, OURS, PRIMARY, STATE, podnet},
+    harness::names,
+};
 
 #[test]
 fn nothing_is_written_before_the_primary_is_there_and_whole() {
@@ -50,6 +57,67 @@ fn a_disk_that_is_full_leaves_the_conf_that_was_there() {
     fs::remove_file(format!("{NET_D}/fill-0")).unwrap();
     node.install(&["--node-name", "another"]);
     umount2(NET_D, MntFlags::MNT_DETACH).unwrap();
+}
+
+#[test]
+fn a_directory_that_cannot_be_written_is_named_and_the_runtime_keeps_its_conf() {
+    let node = Node::new();
+    let primary = fs::read(PRIMARY).unwrap();
+    let bin = node.bin.to_str().unwrap().to_owned();
+    let credentials =
+        ["--token-file", "/run/test/token", "--ca-file", "/run/test/ca", "--server=https://10.0.0.1:6443"];
+    fs::write("/run/test/token", "eyJ.e30.x").unwrap();
+    fs::write("/run/test/ca", "-----BEGIN CERTIFICATE-----\n").unwrap();
+    let read_only = || (MsFlags::MS_RDONLY, None);
+    // A disk of one page, and one for some small files but no program.
+    let full = |size| (MsFlags::empty(), Some(size));
+    for (directory, (flags, data), parts) in [
+        (bin.as_str(), read_only(), ["write /run/test/bin/meta-cni", "Read-only file system"]),
+        (bin.as_str(), full("size=1m"), ["write /run/test/bin/meta-cni", "No space left on device"]),
+        (STATE, full("size=4k,nr_inodes=1"), ["write /var/lib/cni/meta-cni/installed.json", "No space left on device"]),
+        (STATE, full("size=4k,nr_inodes=5"), ["write /var/lib/cni/meta-cni/credentials/", "No space left on device"]),
+    ] {
+        fs::create_dir_all(directory).unwrap();
+        mount(Some("tmpfs"), directory, Some("tmpfs"), flags, data).unwrap();
+        let outcome = node.run("install", &[&credentials[..], &["--no-config"]].concat());
+        umount2(directory, MntFlags::MNT_DETACH).unwrap();
+        assert_eq!(outcome.code, 1, "{outcome:#?}");
+        assert!(parts.iter().all(|part| outcome.stderr.contains(part)), "{outcome:#?}");
+        assert_eq!(names(NET_D), ["10-podnet.conflist"], "{parts:?}");
+        assert_eq!(fs::read(PRIMARY).unwrap(), primary);
+    }
+    node.install(&[]);
+    assert!(node.is_ours_and_whole());
+}
+
+#[test]
+fn what_is_no_file_in_the_place_of_one_is_named() {
+    let node = Node::new();
+    for (path, problem) in [
+        (OURS.to_owned(), "write /etc/cni/net.d/00-meta-cni.conflist: Is a directory"),
+        (KEPT.to_owned(), "write /etc/cni/net.d/10-podnet.conflist.meta-cni: Is a directory"),
+        (format!("{}/meta-cni", node.bin.display()), "write /run/test/bin/meta-cni: Is a directory"),
+    ] {
+        fs::create_dir(&path).unwrap();
+        let outcome = node.run("install", &[]);
+        fs::remove_dir(&path).unwrap();
+        let _ = fs::remove_file(KEPT);
+        assert!(outcome.code == 1 && outcome.stderr.contains(problem), "{outcome:#?}");
+        assert!(Path::new(PRIMARY).exists() && !Path::new(OURS).exists());
+    }
+    // Of a pipe nobody reads for ever.
+    let pipe = format!("{NET_D}/05-pipe.conflist");
+    mkfifo(Path::new(&pipe), Mode::S_IRUSR).unwrap();
+    let text = node.refuses("install", &[], 1);
+    assert!(text.contains("cannot be used: 05-pipe.conflist: it is no plain file"), "{text}");
+    fs::remove_file(&pipe).unwrap();
+    // The directory may be a link.
+    fs::rename(NET_D, "/etc/cni/elsewhere").unwrap();
+    symlink("elsewhere", NET_D).unwrap();
+    node.install(&[]);
+    assert!(node.is_ours_and_whole() && Path::new("/etc/cni/elsewhere/00-meta-cni.conflist").exists());
+    node.uninstall(&[]);
+    assert_eq!(names("/etc/cni/elsewhere"), ["10-podnet.conflist"]);
 }
 
 #[test]

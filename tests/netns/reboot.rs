@@ -343,3 +343,51 @@ fn gc_frees_what_belongs_to_no_valid_attachment_and_nothing_else() {
         assert_eq!((lost("cbr0").count(), lost("net-a").count()), (0, 0));
     }
 }
+
+/// A DEL of another one takes them along, once the runtime had ten minutes for what it remembers.
+#[test]
+fn sandboxes_that_the_runtime_has_forgotten_are_detached() {
+    let _alone = alone();
+    let world = World::new();
+    let (conf, _) = flannel(&world, "10.231.15.1/24");
+    world.macvlan("net-a", "10.232.15.0/24");
+    for container in ["reboot-one", "reboot-two"] {
+        add(&world, &conf, container, "net-a");
+    }
+    world.reboot();
+    world.subnet_env("10.231.15.1/24");
+    let live = add(&world, &conf, "reboot-live", "net-a");
+    let del = |container: &str| world.call("DEL", container, "", &conf).ok();
+    let count = || (world.leases("cbr0").len(), world.leases("net-a").len(), names("/var/lib/cni/flannel").len());
+    del("reboot-nobody");
+    assert_eq!(count(), (3, 3, 3));
+
+    let boot = format!("/run/meta-cni/boot/{}", names("/run/meta-cni/boot")[0]);
+    let list = names(&boot).into_iter().find(|name| name.starts_with("sandboxes-")).expect("a list of the sandboxes");
+    let list = format!("{boot}/{list}");
+    let text = fs::read_to_string(&list).unwrap();
+    let (head, containers) = text.split_once('\n').unwrap();
+    assert_eq!(containers, "reboot-one\nreboot-two\n");
+    let mut words: Vec<&str> = head.split(' ').collect();
+    let earlier = (words[1].parse::<u64>().unwrap() - 600).to_string();
+    words[1] = &earlier;
+    fs::write(&list, format!("{}\n{containers}", words.join(" "))).unwrap();
+    // One of them is being worked on.
+    let lock = fs::File::create("/run/meta-cni/lock/sandbox-reboot-two").unwrap();
+    lock.lock().unwrap();
+    del("reboot-nobody");
+    assert_eq!(
+        (count(), names("/var/lib/cni/meta-cni/sandboxes")),
+        ((2, 2, 2), vec!["reboot-live".to_owned(), "reboot-two".to_owned()])
+    );
+    assert!(Path::new(&list).exists());
+    drop(lock);
+    del("reboot-nobody");
+    assert_eq!((count(), names("/var/lib/cni/meta-cni/sandboxes")), ((1, 1, 1), vec!["reboot-live".to_owned()]));
+    assert!(!Path::new(&list).exists());
+    assert_eq!(names("/run/meta-cni/lock"), ["sandbox-reboot-live"]);
+
+    world.call("CHECK", "reboot-live", &live, &conf).pod("reboot-live").ok();
+    world.call("DEL", "reboot-live", &live, &conf).pod("reboot-live").ok();
+    world.assert_clean();
+}

@@ -316,6 +316,11 @@ impl Node {
         assert!(status.success(), "{name}: {status}");
     }
 
+    /// The ID of the boot that is on, or was last.
+    pub(crate) fn boot_id(&self) -> String {
+        fs::read_to_string(self.path("boot_id")).unwrap_or_default().trim().to_owned()
+    }
+
     /// A path on the running node, as it is seen from outside.
     pub(crate) fn inside(&self, path: &str) -> PathBuf {
         let first = fs::read_to_string(self.path("pid")).unwrap_or_default();

@@ -43,8 +43,8 @@ fn files(directory: &Path) -> BTreeMap<String, Vec<u8>> {
     names(directory).into_iter().map(|name| (name.clone(), fs::read(directory.join(name)).unwrap())).collect()
 }
 
-/// Panics unless the container has the rights that the manifest lists, and no others. Says how much memory it took.
-fn assert_confined(node: &Node) {
+/// Panics unless the container has the rights that the manifest lists, and no others. Gives how much memory it took.
+fn assert_confined(node: &Node) -> String {
     let tasks = node.run(&["ctr", "--namespace", "k8s.io", "tasks", "list"], "").1;
     let file = |pid: &str, name: &str| node.run(&["cat", &format!("/proc/{pid}/{name}")], "").1;
     let is_ours = |pid: &&str| file(pid, "cmdline").starts_with("/meta-cni\0install\0--watch");
@@ -79,14 +79,13 @@ fn assert_confined(node: &Node) {
     of_node.sort_unstable();
     let etc = ["/host/etc/cni/net.d", "/host/etc/kubernetes/kubelet.conf"];
     assert_eq!(of_node, [&etc[..], &["/host/opt/cni/bin", "/host/var/lib/cni"]].concat());
-    println!("the installer: {}", status.lines().find(|line| line.starts_with("VmHWM")).unwrap());
-
     // Where an installer of the node gave the directory to a user of its own.
     let ours = node.path("cni/net.d/00-meta-cni.conflist");
     std::os::unix::fs::chown(node.path("cni/net.d"), Some(1000), Some(1000)).unwrap();
     fs::remove_file(&ours).unwrap();
     wait_for("our configuration is back", 60, || ours.exists());
     std::os::unix::fs::chown(node.path("cni/net.d"), Some(0), Some(0)).unwrap();
+    status.lines().find(|line| line.starts_with("VmHWM")).unwrap().to_owned()
 }
 
 #[test]
@@ -96,9 +95,9 @@ fn the_daemonset_makes_a_node_ours_and_uninstall_gives_it_back() {
     let (net_d, bin) = (node.path("cni/net.d"), node.path("cni/bin"));
     let before = (files(&net_d), files(&bin));
     install(&node);
-    assert_confined(&node);
-    rollout::leaves_no_hole(&node);
-    rollout::says_how_long_a_deleted_pod_is_missed(&node);
+    println!("the installer: {}", assert_confined(&node));
+    let took = rollout::leaves_no_hole(&node);
+    println!("rolled out in {took:.1?}; deleted pods are missed for {:.1?}", rollout::replaces_deleted_pods(&node));
     rollout::sees_kubelets_next_kubeconfig(&node);
 
     node.macvlan("net-a", "10.40.0.0/24");

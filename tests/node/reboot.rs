@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 use crate::{
     bed::{Node, STATUS, definition, enter, wait_for},
     daemonset::{install, pod},
-    harness::beds,
+    harness::{beds, names},
     witness::{Running, Wanted, differences, running},
 };
 
@@ -35,6 +35,11 @@ fi
 exec "$here/macvlan"
 "#;
 
+/// Whether the power is cut while the node recovers, too, and once more: `make soak` says so, for it takes some minutes.
+fn all_cuts() -> bool {
+    std::env::var("REBOOT").is_ok_and(|which| which == "all")
+}
+
 /// The node, its pods, and what was seen of them.
 struct Reboot {
     node: Node,
@@ -46,6 +51,8 @@ struct Reboot {
     seen: AtomicUsize,
     /// How often the power was cut.
     cuts: AtomicUsize,
+    /// When the last boot began.
+    since: Mutex<Instant>,
     over: AtomicBool,
 }
 
@@ -134,6 +141,7 @@ impl Reboot {
     fn watch(&self) {
         while !self.over.load(SeqCst) {
             let cuts = self.cuts.load(SeqCst);
+            let wanted = self.wanted.lock().unwrap().clone();
             let (_, text) = self.node.run(&["kubectl", "--request-timeout=3s", "get", "pods", "-o", "json"], "");
             let pods: Value = serde_json::from_str(&text).unwrap_or_default();
             let living: BTreeMap<String, Running> = running(&self.node)
@@ -141,7 +149,6 @@ impl Reboot {
                 .filter(|one| !one.is_sandbox && one.namespace == "default")
                 .map(|one| (one.id.clone(), one))
                 .collect();
-            let wanted = self.wanted.lock().unwrap().clone();
             for one in living.values() {
                 let wanted = wanted.get(&one.pod).unwrap_or_else(|| panic!("{one:?} runs, and is deleted"));
                 assert!(wanted.is_had_by(one), "{one:?} runs, and should have {wanted:?}");
@@ -171,13 +178,18 @@ impl Reboot {
         self.ready.lock().unwrap().len()
     }
 
+    fn wait_ready(&self) {
+        let wanted = self.wanted.lock().unwrap().len();
+        let over = || self.over.load(SeqCst);
+        wait_for("all pods are Ready", PATIENCE, || self.ready() == wanted || over());
+        assert!(!over(), "the watcher failed: see its message");
+    }
+
     /// Waits until all pods are Ready with all they should have, and nothing is kept of anybody else.
     fn recovered(&self, what: &str, since: Instant) {
         let wanted = self.wanted.lock().unwrap().clone();
-        let over = || self.over.load(SeqCst);
-        wait_for("all pods are Ready", PATIENCE, || self.ready() == wanted.len() || over());
+        self.wait_ready();
         let all = since.elapsed();
-        assert!(!over(), "the watcher failed: see its message");
         let end = Instant::now() + Duration::from_secs(PATIENCE);
         loop {
             let found = differences(&self.node, &wanted);
@@ -196,6 +208,11 @@ impl Reboot {
         );
     }
 
+    fn boot(&self) {
+        *self.since.lock().unwrap() = Instant::now();
+        self.node.boot();
+    }
+
     fn cut(&self) {
         self.node.power_cut();
         let mut ready = self.ready.lock().unwrap();
@@ -205,44 +222,84 @@ impl Reboot {
     }
 
     fn run(&self) {
-        let node = &self.node;
         let began = Instant::now();
         self.make();
         self.recovered("made", began);
-
-        self.cut();
-        // Two are deleted while the node is off; one of them kubelet has to let go.
-        node.kubectl(&["delete", "pod", "gone-0", "gone-1", "--wait=false"], "");
-        self.wanted.lock().unwrap().retain(|name, _| !name.starts_with("gone"));
-        fs::write(node.path("cni/bin/slowly"), "").unwrap();
-        node.boot();
-        let began = Instant::now();
-        // flanneld comes some time after kubelet has begun.
-        wait_for("pods are told what is missing", 120, || node.all_events().contains("subnet.env"));
-        node.subnet_env(true);
-        let is_slow = || node.path("cni/bin/began").exists();
-        wait_for("an ADD is under way, and some pods are back", PATIENCE, || {
-            (self.ready() >= 10 && is_slow()) || self.over.load(SeqCst)
-        });
-        println!("the power is cut again after {:.1?}: {} pods are Ready", began.elapsed(), self.ready());
-
-        // In the middle of all that; and this time the API server comes later than the node.
-        node.api_server(false);
-        self.cut();
-        fs::remove_file(node.path("cni/bin/slowly")).unwrap();
-        node.boot();
-        let began = Instant::now();
-        node.subnet_env(true);
-        sleep(Duration::from_secs(10));
-        node.api_server(true);
-        self.recovered("two power cuts", began);
-
+        self.first_cut();
+        if all_cuts() {
+            self.cut_while_it_recovers();
+        }
+        self.recovered("after the power was cut", *self.since.lock().unwrap());
         // The one address of its pool that no living pod has.
         let began = Instant::now();
         let one = self.wanted.lock().unwrap()["small-0"].clone();
         self.wanted.lock().unwrap().insert("late".to_owned(), one);
-        node.create(&[pod("late", "small")]);
+        self.node.create(&[pod("late", "small")]);
         self.recovered("one more", began);
+        if all_cuts() {
+            self.cut_and_the_runtime_loses_its_state();
+        }
+    }
+
+    fn first_cut(&self) {
+        let node = &self.node;
+        self.cut();
+        // Two are deleted while the node is off; one of them kubelet has to let go.
+        node.kubectl(&["delete", "pod", "gone-0", "gone-1", "--wait=false"], "");
+        self.wanted.lock().unwrap().retain(|name, _| !name.starts_with("gone"));
+        if all_cuts() {
+            fs::write(node.path("cni/bin/slowly"), "").unwrap();
+        }
+        self.boot();
+        // flanneld comes some time after kubelet has begun.
+        wait_for("pods are told what is missing", 120, || node.all_events().contains("subnet.env"));
+        node.subnet_env(true);
+    }
+
+    /// In the middle of an ADD; and the API server comes later than the node.
+    fn cut_while_it_recovers(&self) {
+        let node = &self.node;
+        let began = *self.since.lock().unwrap();
+        wait_for("an ADD is under way, and some pods are back", PATIENCE, || {
+            (self.ready() >= 10 && node.path("cni/bin/began").exists()) || self.over.load(SeqCst)
+        });
+        println!("the power is cut again after {:.1?}: {} pods are Ready", began.elapsed(), self.ready());
+        node.api_server(false);
+        self.cut();
+        fs::remove_file(node.path("cni/bin/slowly")).unwrap();
+        self.boot();
+        node.subnet_env(true);
+        sleep(Duration::from_secs(10));
+        node.api_server(true);
+    }
+
+    /// Nobody knows the sandboxes of before any more, and nobody detaches them: all their addresses are taken.
+    fn cut_and_the_runtime_loses_its_state(&self) {
+        let node = &self.node;
+        self.cut();
+        for lost in ["containerd", "var/lib/cni/results"] {
+            fs::remove_dir_all(node.path(lost)).unwrap();
+            fs::create_dir(node.path(lost)).unwrap();
+        }
+        fs::remove_file(node.path("imported")).unwrap();
+        self.boot();
+        node.subnet_env(true);
+        let wanted = self.wanted.lock().unwrap().len();
+        self.wait_ready();
+        let since = *self.since.lock().unwrap();
+        println!("without containerd's state: {wanted} pods are Ready after {:.1?}", since.elapsed());
+        // Ten minutes later the DEL of another pod takes along what is left.
+        let lists = node.inside("/run/meta-cni/boot").join(node.boot_id());
+        let list =
+            names(&lists).into_iter().find(|name| name.starts_with("sandboxes-")).expect("what is left is listed");
+        let text = fs::read_to_string(lists.join(&list)).unwrap();
+        let (_, containers) = text.split_once('\n').unwrap();
+        assert_eq!(containers.lines().count(), wanted);
+        fs::write(lists.join(&list), format!("sandboxes 0 /\n{containers}")).unwrap();
+        node.kubectl(&["delete", "pod", "plain", "--timeout=60s"], "");
+        wait_for("plain has ended", 60, || running(node).iter().all(|one| one.pod != "plain"));
+        self.wanted.lock().unwrap().remove("plain");
+        self.recovered("without containerd's state", since);
     }
 }
 
@@ -270,6 +327,7 @@ fn thirty_pods_come_back_with_their_networks_after_power_cuts() {
         ready: Mutex::default(),
         seen: AtomicUsize::new(0),
         cuts: AtomicUsize::new(0),
+        since: Mutex::new(Instant::now()),
         over: AtomicBool::new(false),
     };
     scope(|scope| {

@@ -102,8 +102,7 @@ pub(crate) fn differences(node: &Node, wanted: &BTreeMap<String, Wanted>) -> Vec
     let living: Vec<String> = each(&|one| interfaces(one).iter().map(|name| attachment(one, name)).collect());
     let of_records = |at: usize| records.iter().map(|record| record[at].clone()).collect::<Vec<String>>();
     same("records", of_records(0), living.clone());
-    let boot_id = fs::read_to_string(node.path("boot_id")).unwrap_or_default().trim().to_owned();
-    same("boots of records", of_records(1), vec![boot_id]);
+    same("boots of records", of_records(1), vec![node.boot_id()]);
     same("stages of records", of_records(2), vec!["done".to_owned()]);
     // Each sandbox once, by whatever name the runtime calls it.
     same("results", results, ids());

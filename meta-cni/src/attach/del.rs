@@ -61,6 +61,7 @@ impl Engine {
         if others.is_empty() && self.records.of_container(&call.container)?.is_empty() {
             self.remove_lock(&call.container);
         }
+        self.detach_forgotten().await;
         Ok(())
     }
 

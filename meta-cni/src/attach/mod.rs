@@ -15,6 +15,7 @@ mod configured;
 mod dead;
 mod default_routes;
 mod del;
+mod forgotten;
 mod gc;
 mod lock;
 mod multus;

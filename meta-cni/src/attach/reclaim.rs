@@ -48,7 +48,7 @@ pub(super) struct Primary {
 }
 
 impl Engine {
-    fn boot_lists(&self) -> BootLists {
+    pub(super) fn boot_lists(&self) -> BootLists {
         self.layout.boot_lists(&self.boot_id)
     }
 
@@ -83,6 +83,7 @@ impl Engine {
         for scratch in scratches {
             lists.note_scratch(&scratch, &pools::containers_in(&scratch))?;
         }
+        self.list_sandboxes()?;
         lists.complete()
     }
 

@@ -9,7 +9,8 @@ use serde_json::Value;
 use super::{
     Pod,
     api_server::{ApiServer, Failure},
-    dra::{Allocated, ClaimingPod, Lack, Slices},
+    dra::{Allocated, ClaimingPod},
+    slices::{Lack, Slices},
 };
 use crate::{cni::Error, network::Devices, pod::PodName};
 

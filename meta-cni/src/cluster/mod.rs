@@ -8,6 +8,7 @@ mod dra;
 mod event;
 mod events;
 mod manifests;
+mod slices;
 
 use std::{collections::BTreeMap, sync::Arc};
 

@@ -2,7 +2,8 @@
 //! address. Only what is on these lists can be left of an earlier boot; no time of a file is asked for that.
 //!
 //! `RUN/boot/BOOT_ID` has one file for each pool, whole or not there, and never written twice; `listed` says that all
-//! pools have theirs. Whoever dies before it is written leaves the rest to the next verb.
+//! pools have theirs. Whoever dies before it is written leaves the rest to the next verb. One more has the sandboxes that
+//! the journal knew; it is there until the last of them is detached.
 
 use std::{
     fs,
@@ -17,6 +18,8 @@ use crate::{cni::Error, files};
 
 /// The file that says that all pools are listed.
 const LISTED: &str = "listed";
+/// What the list of a journal's sandboxes begins with.
+const SANDBOXES: &str = "sandboxes";
 /// So much of a pool's name is in the name of its list, for people.
 const NAME_SHOWN: usize = 100;
 
@@ -103,6 +106,46 @@ impl BootLists {
     /// [`Error::Io`].
     pub fn note_scratch(&self, directory: &Path, containers: &[String]) -> Result<(), Error> {
         self.note(directory, &format!("scratch ours {}\n{}\n", directory.display(), containers.join("\n")))
+    }
+
+    /// Writes down the containers that a journal knew, and the second of the machine's life in which that was; nothing if
+    /// it knew none.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn note_sandboxes(&self, journal: &Path, containers: &[String], second: u64) -> Result<(), Error> {
+        if containers.is_empty() {
+            return Ok(());
+        }
+        self.note(journal, &format!("{SANDBOXES} {second} {}\n{}\n", journal.display(), containers.join("\n")))
+    }
+
+    /// The containers that a journal knew at boot, and when that was written down. Nothing if none of them is left.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn sandboxes(&self, journal: &Path) -> Result<Option<(u64, Vec<String>)>, Error> {
+        let path = self.path(journal);
+        let text = match fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(Error::io("read", path.display(), source)),
+        };
+        let mut lines = text.lines();
+        let second = lines.next().and_then(|head| head.split(' ').nth(1)?.parse().ok()).unwrap_or_default();
+        Ok(Some((second, lines.map(str::to_owned).collect())))
+    }
+
+    /// Says that none of them is left.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn forget_sandboxes(&self, journal: &Path) -> Result<(), Error> {
+        let path = self.path(journal);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::io("remove", path.display(), error)),
+            _ => Ok(()),
+        }
     }
 
     /// Says that all is listed.
@@ -240,6 +283,22 @@ mod tests {
         assert!(!lists.is_complete());
         lists.complete().unwrap();
         assert!(lists.is_complete());
+    }
+
+    #[test]
+    fn the_sandboxes_of_a_journal_are_on_a_list_of_their_own_until_none_is_left() {
+        let root = tempfile::tempdir().unwrap();
+        let lists = BootLists::new(root.path().join("boot"), "b1");
+        let journal = Path::new("/var/lib/cni/meta-cni/sandboxes");
+        let _held = lists.begin().unwrap();
+        lists.note_sandboxes(journal, &[], 7).unwrap();
+        assert_eq!(lists.sandboxes(journal).unwrap(), None);
+        lists.note_sandboxes(journal, &["c1".to_owned(), "c2".to_owned()], 7).unwrap();
+        assert_eq!(lists.sandboxes(journal).unwrap(), Some((7, vec!["c1".to_owned(), "c2".to_owned()])));
+        assert!(lists.pools().unwrap().is_empty());
+        lists.forget_sandboxes(journal).unwrap();
+        lists.forget_sandboxes(journal).unwrap();
+        assert_eq!(lists.sandboxes(journal).unwrap(), None);
     }
 
     #[test]

@@ -146,11 +146,6 @@ impl Cluster {
     pub(crate) fn say(&self, what: &str) {
         println!("{:6.1} s  {what}", self.began.elapsed().as_secs_f32());
     }
-
-    /// A file of the cluster's directory.
-    pub(crate) fn path(&self, name: &str) -> PathBuf {
-        self.directory.join(name)
-    }
 }
 
 /// The elements of an array; none of what is no array.

@@ -43,8 +43,6 @@ pub(super) struct Programs {
     digests: Digests,
     /// What is remembered on the node, as it was seen last.
     installed: Installed,
-    /// Who stays; none for one that installs once.
-    keeper: Option<String>,
     /// It has put the program there.
     put: bool,
     /// When which name was taken back.
@@ -54,19 +52,11 @@ pub(super) struct Programs {
 }
 
 impl Programs {
-    /// Those of who stays, or of who does not.
-    pub(super) fn new(keeper: Option<String>) -> Self {
-        Self { keeper, ..Self::default() }
-    }
-
-    /// Reads what is remembered on the node. Gives whether a later installer keeps that: then it decides, and only what is
-    /// lost is put back.
-    pub(super) fn look(&mut self, host: &Host) -> bool {
+    /// Reads what is remembered on the node.
+    pub(super) fn look(&mut self, host: &Host) {
         if let Some(installed) = Installed::read(host) {
             self.installed = installed;
         }
-        let installed = &mut self.installed;
-        self.keeper.as_ref().is_some_and(|keeper| installed.is_kept_by_a_later_one(keeper))
     }
 
     /// Refuses names that other programs have, unless they may be put aside.
@@ -98,15 +88,11 @@ impl Programs {
         host: &Host,
         names: &[&'static str],
         replace: bool,
-        is_superseded: bool,
         done: &mut Vec<String>,
     ) -> Result<(), Error> {
         // Whatever is a copy of what our program was is one of ours.
         let was = self.digests.of(&host.program(PROGRAM));
-        self.put_program(host, is_superseded, done)?;
-        if is_superseded {
-            return Ok(());
-        }
+        self.put_program(host, done)?;
         for name in NAMES {
             let is_asked = names.contains(&name);
             let (path, shown) = (host.program(name), host.bin.join(name));
@@ -125,20 +111,17 @@ impl Programs {
         Ok(())
     }
 
-    fn put_program(&mut self, host: &Host, is_superseded: bool, done: &mut Vec<String>) -> Result<(), Error> {
+    fn put_program(&mut self, host: &Host, done: &mut Vec<String>) -> Result<(), Error> {
         let path = host.program(PROGRAM);
         let (own, there) = (self.own()?, self.digests.of(&path));
-        let is_first = !self.put && !is_superseded;
         let is_in_force = there.as_ref() == Some(&self.installed.program) && is_executable(&path);
         let is_foreign = there.is_some_and(|there| !self.installed.knows(&there));
-        self.put = true;
-        if is_first || !is_in_force && !is_superseded {
+        let is_first = !std::mem::replace(&mut self.put, true);
+        if is_first || !is_in_force {
             self.installed.put(&own);
         }
-        if !is_superseded {
-            // What is going to be there is known before it is: nobody takes it for another program's.
-            self.installed.write(host)?;
-        }
+        // What is going to be there is known before it is: nobody takes it for another program's.
+        self.installed.write(host)?;
         if is_in_force && !is_first {
             return Ok(());
         }

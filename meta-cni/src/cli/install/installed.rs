@@ -1,5 +1,4 @@
-//! What was put among the plugins, and by whom, remembered in our state: so what others put there since is told from it, and
-//! of two installers that stay (the old and the new pod of a DaemonSet) the later one decides.
+//! What installers of ours put among the plugins, remembered in our state: so what others put there since is told from it.
 
 use std::{
     collections::BTreeMap,
@@ -7,22 +6,18 @@ use std::{
     io,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
-    time::SystemTime,
 };
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
 
-use super::{
-    credentials::Source,
-    host::{self, Host},
-};
+use super::host::{self, Host};
 use crate::cni::Error;
 
 /// Its file, in our state.
 const FILE: &str = "installed.json";
-/// How many earlier programs, and earlier installers, are remembered.
+/// How many earlier programs are remembered.
 const MEMORY: usize = 16;
 
 /// What was installed.
@@ -33,8 +28,9 @@ pub(super) struct Installed {
     pub(super) program: String,
     /// Those of earlier ones: further names may be copies of these still.
     before: Vec<String>,
-    /// Who stayed, the latest last.
-    keepers: Vec<String>,
+    /// What another release remembers besides.
+    #[serde(flatten)]
+    unknown: Map<String, Value>,
 }
 
 impl Installed {
@@ -68,7 +64,9 @@ impl Installed {
     pub(super) fn put(&mut self, program: &str) {
         let earlier = std::mem::replace(&mut self.program, program.to_owned());
         if earlier != program && !earlier.is_empty() {
-            note(&mut self.before, earlier);
+            self.before.retain(|other| *other != earlier);
+            self.before.push(earlier);
+            self.before.drain(..self.before.len().saturating_sub(MEMORY));
         }
     }
 
@@ -76,64 +74,6 @@ impl Installed {
     pub(super) fn knows(&self, program: &str) -> bool {
         self.program == program || self.before.iter().any(|earlier| earlier == program)
     }
-
-    /// Notes who stays from now on, unless a later one does already. Gives whether one does.
-    pub(super) fn is_kept_by_a_later_one(&mut self, keeper: &str) -> bool {
-        let at = self.keepers.iter().position(|other| other == keeper);
-        if at.is_none() {
-            note(&mut self.keepers, keeper.to_owned());
-        }
-        at.is_some_and(|at| at + 1 < self.keepers.len())
-    }
-}
-
-/// Adds to what is remembered, and forgets the oldest.
-fn note(memory: &mut Vec<String>, text: String) {
-    memory.retain(|other| *other != text);
-    memory.push(text);
-    memory.drain(..memory.len().saturating_sub(MEMORY));
-}
-
-/// Who stays: the pod whose token it has, be its container restarted ever so often; else this process.
-pub(super) fn keeper(source: Option<&Source>) -> String {
-    let token = match source {
-        Some(Source::Token { token, .. }) => fs::read_to_string(token).ok(),
-        _ => None,
-    };
-    if let Some(pod) = token.and_then(|token| pod_of(&token)) {
-        return format!("pod {pod}");
-    }
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    format!("process {} of {}", std::process::id(), now.as_nanos())
-}
-
-/// The UID of the pod that a token is bound to.
-fn pod_of(token: &str) -> Option<String> {
-    let claims: Value = serde_json::from_slice(&decode(token.trim().split('.').nth(1)?)?).ok()?;
-    claims["kubernetes.io"]["pod"]["uid"].as_str().map(str::to_owned)
-}
-
-/// Reads base64url without padding, as the parts of a token are written.
-fn decode(text: &str) -> Option<Vec<u8>> {
-    let (mut bytes, mut bits, mut number) = (Vec::new(), 0, 0_u32);
-    for letter in text.bytes() {
-        let value = match letter {
-            b'A'..=b'Z' => letter - b'A',
-            b'a'..=b'z' => letter - b'a' + 26,
-            b'0'..=b'9' => letter - b'0' + 52,
-            b'-' => 62,
-            b'_' => 63,
-            _ => return None,
-        };
-        number = number << 6 | u32::from(value);
-        bits += 6;
-        if bits >= 8 {
-            bits -= 8;
-            bytes.push(u8::try_from(number >> bits & 0xff).ok()?);
-            number &= (1 << bits) - 1;
-        }
-    }
-    Some(bytes)
 }
 
 /// The digests of files, read again only when a file was touched: the programs are large, and looked at every few seconds.
@@ -180,20 +120,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_later_of_two_who_stay_is_known_whoever_comes_back() {
-        let mut installed = Installed::default();
-        assert!(!installed.is_kept_by_a_later_one("old"));
-        assert!(!installed.is_kept_by_a_later_one("old"));
-        assert!(!installed.is_kept_by_a_later_one("new"));
-        assert!(installed.is_kept_by_a_later_one("old"));
-        assert!(!installed.is_kept_by_a_later_one("new"));
-        for number in 0..2 * MEMORY {
-            assert!(!installed.is_kept_by_a_later_one(&number.to_string()));
-        }
-        assert_eq!(installed.keepers.len(), MEMORY);
-    }
-
-    #[test]
     fn earlier_programs_are_known() {
         let mut installed = Installed::default();
         for program in ["a", "b", "a", "c", "c"] {
@@ -201,17 +127,19 @@ mod tests {
         }
         assert_eq!((installed.program.as_str(), installed.before.as_slice()), ("c", &["b".to_owned(), "a".into()][..]));
         assert!(["a", "b", "c"].iter().all(|program| installed.knows(program)) && !installed.knows("d"));
+        (0..2 * MEMORY).for_each(|number| installed.put(&number.to_string()));
+        assert!(installed.before.len() == MEMORY && !installed.knows("c"));
     }
 
     #[test]
-    fn a_pod_is_known_by_its_token() {
-        // {"kubernetes.io":{"pod":{"name":"p","uid":"6e1ad2ac-0c5f-4a8e-9f3c-0f2f3f8c3b11"}},"x":"??>>"}
-        let claims = "eyJrdWJlcm5ldGVzLmlvIjp7InBvZCI6eyJuYW1lIjoicCIsInVpZCI6IjZlMWFkMmFjLTBjNWYtNGE4ZS05ZjNjLTBmMmYzZjhjM2IxMSJ9fSwieCI6Ij8_Pj4ifQ";
-        let found = pod_of(&format!("eyJ.{claims}.signature\n"));
-        assert_eq!(found.as_deref(), Some("6e1ad2ac-0c5f-4a8e-9f3c-0f2f3f8c3b11"));
-        for token in ["", "a", "eyJ.e30.x", "eyJ.!.x", "eyJ..x"] {
-            assert_eq!(pod_of(token), None, "{token}");
-        }
+    fn what_another_release_remembers_stays() {
+        let text = r#"{"program":"a","before":[],"signed":{"by":"x"}}"#;
+        let mut installed: Installed = serde_json::from_str(text).unwrap();
+        installed.put("b");
+        let written = r#"{"program":"b","before":["a"],"signed":{"by":"x"}}"#;
+        assert_eq!(serde_json::to_string(&installed).unwrap(), written);
+        // What it lacks is nothing.
+        assert_eq!(serde_json::from_str::<Installed>("{}").unwrap(), Installed::default());
     }
 
     #[test]

@@ -8,6 +8,7 @@ mod conf;
 mod credentials;
 mod host;
 mod installed;
+mod kept;
 mod pass;
 mod primary;
 mod ready;

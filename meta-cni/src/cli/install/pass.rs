@@ -8,7 +8,7 @@ use super::{
     conf::{self, Present},
     credentials::{self, Ready, Source},
     host::{self, Host},
-    installed, keys_in,
+    kept, keys_in,
     primary::{self, Choice, Content, Found, OUR_FILE},
 };
 use crate::{
@@ -79,10 +79,6 @@ struct How {
     leave: bool,
     /// What can be done is done, even if something else cannot.
     lenient: bool,
-    /// A later installer keeps the node.
-    is_superseded: bool,
-    /// Our configuration is there.
-    is_there: bool,
 }
 
 /// Who installs.
@@ -99,8 +95,7 @@ pub(super) struct Installer {
 impl Installer {
     /// An installer that has not looked at anything yet.
     pub(super) fn new(plan: Plan, stays: bool) -> Self {
-        let keeper = stays.then(|| installed::keeper(plan.source.as_ref()));
-        Self { plan, stays, programs: Programs::new(keeper), known: None }
+        Self { plan, stays, programs: Programs::default(), known: None }
     }
 
     /// Puts everything in its place, and tells what it did, and what is wrong. With `leave` the primary's file is followed
@@ -121,11 +116,9 @@ impl Installer {
         self.plan.host.create()?;
         let _alone = self.plan.host.lock()?;
         self.plan.host.sweep();
-        primary::recover(&self.plan.host)?;
-        let is_superseded = self.programs.look(&self.plan.host);
-        if !is_superseded {
-            errors.extend(self.programs.judge(&self.plan.host, &self.plan.names, self.plan.replace).err());
-        }
+        kept::recover(&self.plan.host)?;
+        self.programs.look(&self.plan.host);
+        errors.extend(self.programs.judge(&self.plan.host, &self.plan.names, self.plan.replace).err());
         let source = self.plan.source.as_ref();
         let ready = source.map(|source| source.read(&self.plan.host)).transpose().map(Option::flatten);
         let present = Present::read(&self.plan.host);
@@ -139,7 +132,7 @@ impl Installer {
             errors.extend(ready.err());
             return Ok(());
         }
-        let how = How { leave, lenient, is_superseded, is_there };
+        let how = How { leave, lenient };
         let mut again = self.carry_out(decided, ready, how, report, errors);
         for _ in 1..ATTEMPTS {
             if !again {
@@ -149,10 +142,6 @@ impl Installer {
             again = self.carry_out(decided, Ok(None), how, report, errors);
         }
         report.remarks.extend(self.programs.remarks(&self.plan.host));
-        report.remarks.extend(is_superseded.then(|| {
-            "a later installer keeps this node: its program and configuration stay, and only what is lost is put back"
-                .to_owned()
-        }));
         Ok(())
     }
 
@@ -172,7 +161,7 @@ impl Installer {
             Err(error) => errors.push(error),
         }
         let (names, replace) = (&self.plan.names, self.plan.replace);
-        errors.extend(self.programs.install(host, names, replace, how.is_superseded, &mut report.done).err());
+        errors.extend(self.programs.install(host, names, replace, &mut report.done).err());
         let decision = match decided {
             Ok(decision) if how.lenient || errors.is_empty() => decision,
             Ok(_) => return false,
@@ -181,10 +170,6 @@ impl Installer {
                 return false;
             }
         };
-        let is_live = decision.choice.as_ref().is_some_and(|choice| choice.live);
-        if how.is_superseded && how.is_there && (how.leave || !is_live) {
-            return false;
-        }
         match lead_to(host, &decision, how.leave) {
             Ok((done, again, taken)) => {
                 report.done.extend(done);
@@ -260,7 +245,7 @@ fn lead_to(host: &Host, decision: &Decision, leave: bool) -> Result<(Vec<String>
     let mut done = Vec::new();
     let shown = |name: &str| host.net_d.join(name).display().to_string();
     if let Some(choice) = &decision.choice
-        && primary::keep(host, choice)?
+        && kept::keep(host, choice)?
     {
         done.push(format!("{} is kept as {}", shown(&choice.name), choice.kept_name()));
     }
@@ -269,17 +254,17 @@ fn lead_to(host: &Host, decision: &Decision, leave: bool) -> Result<(Vec<String>
         done.push(format!("{} is written", shown(OUR_FILE)));
     }
     let Some(choice) = &decision.choice else { return Ok((done, false, false)) };
-    done.extend(primary::give_back_behind(host, choice)?);
+    done.extend(kept::give_back_behind(host, choice)?);
     if !choice.live {
         return Ok((done, false, false));
     }
     if leave && choice.name.as_str() > OUR_FILE {
-        if primary::follow(host, choice)? {
+        if kept::follow(host, choice)? {
             done.push(format!("{} has changed, and is followed", shown(&choice.name)));
         }
         return Ok((done, false, false));
     }
-    let taken = primary::take(host, choice)?;
+    let taken = kept::take(host, choice)?;
     done.push(format!("{} is taken over (network {})", shown(&choice.name), taken.name));
     Ok((done, taken != choice.list, true))
 }

@@ -12,7 +12,8 @@ use super::{
     credentials,
     host::{self, Host, names_in},
     installed::Installed,
-    primary::{self, OUR_FILE, name_of_kept},
+    kept,
+    primary::{OUR_FILE, name_of_kept},
     turn,
 };
 use crate::{
@@ -47,7 +48,7 @@ pub(super) fn uninstall(host: &Host, force: bool) -> Result<Answer, Error> {
         ));
     }
     host.sweep();
-    primary::recover(host)?;
+    kept::recover(host)?;
     // Before our configuration is touched: a pod that came after a look would be left to nobody, and one that came while
     // ours was gone for another look would silently have its primary network alone.
     let layouts = Face::ALL.map(|face| Layout::of(settings, face));
@@ -65,7 +66,7 @@ pub(super) fn uninstall(host: &Host, force: bool) -> Result<Answer, Error> {
         host::place(&gate::removed_mark(&settings.state_dir), b"", 0o600)?;
     }
     forget_kept(host)?;
-    let mut programs = Programs::new(None);
+    let mut programs = Programs::default();
     programs.look(host);
     done.extend(programs.uninstall(host, stays)?);
     Installed::remove(host)?;
@@ -207,7 +208,7 @@ fn in_words(record: &Record) -> String {
 /// already, and newer.
 fn give_back(host: &Host) -> Result<Vec<String>, Error> {
     let mut done = Vec::new();
-    for (kept, name) in kept(host) {
+    for (kept, name) in kept_files(host) {
         if fs::symlink_metadata(&name).is_err() {
             host::place_second_name(&kept, &name)?;
             let name = name.file_name().unwrap_or_default();
@@ -219,7 +220,7 @@ fn give_back(host: &Host) -> Result<Vec<String>, Error> {
 
 /// Removes what the kept configurations were kept under, and ours under names that others gave it.
 fn forget_kept(host: &Host) -> Result<(), Error> {
-    for (kept, _) in kept(host) {
+    for (kept, _) in kept_files(host) {
         host::remove(&kept)?;
     }
     for name in renamed(host) {
@@ -229,7 +230,7 @@ fn forget_kept(host: &Host) -> Result<(), Error> {
 }
 
 /// The configurations that we keep, each with the name that it had.
-fn kept(host: &Host) -> Vec<(PathBuf, PathBuf)> {
+fn kept_files(host: &Host) -> Vec<(PathBuf, PathBuf)> {
     let names = names_in(&host.seen(&host.net_d));
     let pair = |file: &String| Some((host.conf(file), host.conf(name_of_kept(file)?)));
     names.iter().filter_map(pair).collect()

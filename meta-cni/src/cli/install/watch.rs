@@ -103,21 +103,22 @@ pub(super) async fn watch(installer: Installer, status_file: Option<PathBuf>) ->
             }
         };
         teller.tell(found).unwrap_or_else(|error| tracing::warn!("{}", in_words(&error)));
-        let wait = async {
-            if worked {
-                sleep(pause).await;
-            }
-            let tick = if deaf { DEAF_TICK } else { TICK };
-            tokio::select! {
-                () = sleep(tick) => {}
-                () = ears.heard.notified() => {}
-            }
-        };
         tokio::select! {
             () = stop.asked() => return Ok(ended("asked to end")),
-            () = wait => {}
+            () = rest(&ears, worked.then_some(pause), if deaf { DEAF_TICK } else { TICK }) => {}
         }
         pause = if worked { (pause * 2).min(LONGEST_PAUSE) } else { FIRST_PAUSE };
+    }
+}
+
+/// Waits until something is heard, or for a tick; before that for a pause, if there is to be one.
+async fn rest(ears: &Ears, pause: Option<Duration>, tick: Duration) {
+    if let Some(pause) = pause {
+        sleep(pause).await;
+    }
+    tokio::select! {
+        () = sleep(tick) => {}
+        () = ears.heard.notified() => {}
     }
 }
 

@@ -5,7 +5,7 @@
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
-    reason = "a test panics where it is wrong, and says what it could not show"
+    reason = "a test panics where it is wrong, and those that depend on chance say what they did"
 )]
 
 #[path = "../harness/mod.rs"]

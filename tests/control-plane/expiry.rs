@@ -135,6 +135,7 @@ fn no_add_of_a_stream_fails_while_tokens_expire_and_are_replaced() {
     assert!(refusal.contains("expired"), "{refusal}");
 
     let (ended, made, place) = (AtomicBool::new(false), AtomicUsize::new(0), log_end());
+    let mut turn = 0;
     scope(|scope| {
         for (at, pod) in pods.iter().enumerate() {
             let (bed, conf, ended, made) = (&bed, &confs[at % 2], &ended, &made);
@@ -145,7 +146,9 @@ fn no_add_of_a_stream_fails_while_tokens_expire_and_are_replaced() {
         }
         let _ends = Ends(&ended);
         // A token lives for two seconds and is replaced each second; of one in three the next comes after its end.
-        for turn in 0..6 {
+        // On a busy machine ADDs are few, and it takes longer until enough of them have met an expired one.
+        while turn < 6 || made.load(Relaxed) < 8 || refused_since(place) == 0 {
+            assert!(turn < 60, "{made:?} ADDs, {} refused requests", refused_since(place));
             let late = turn % 3 == 2;
             if late {
                 by_hand.renew(&mint.token(-1));
@@ -156,12 +159,11 @@ fn no_add_of_a_stream_fails_while_tokens_expire_and_are_replaced() {
             projected.renew(&mint.token(2));
             sleep(Duration::from_secs(1));
             assert!(!ended.load(Relaxed), "an ADD failed in turn {turn}");
+            turn += 1;
         }
     });
-    let (made, refused) = (made.into_inner(), refused_since(place));
-    println!("{made} ADDs with 16 tokens that ended within two seconds; {refused} requests were refused on the way");
-    assert!(made >= 8, "{made} ADDs");
-    assert!(refused > 0, "no ADD met a token that had expired");
+    let refused = refused_since(place);
+    println!("{made:?} ADDs while tokens of two seconds were replaced {turn} times; {refused} requests were refused");
     bed.world.assert_clean();
     for pod in &pods {
         assert_eq!(Bed::status(&pod.name).expect("network-status")[1]["name"], "default/expiring");

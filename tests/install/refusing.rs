@@ -98,6 +98,7 @@ fn what_is_no_file_in_the_place_of_one_is_named() {
         (KEPT.to_owned(), "write /etc/cni/net.d/10-podnet.conflist.meta-cni: Is a directory"),
         (format!("{}/meta-cni", node.bin.display()), "write /run/test/bin/meta-cni: Is a directory"),
     ] {
+        let _ = fs::remove_file(&path);
         fs::create_dir(&path).unwrap();
         let outcome = node.run("install", &[]);
         fs::remove_dir(&path).unwrap();
@@ -108,8 +109,9 @@ fn what_is_no_file_in_the_place_of_one_is_named() {
     // Of a pipe nobody reads for ever.
     let pipe = format!("{NET_D}/05-pipe.conflist");
     mkfifo(Path::new(&pipe), Mode::S_IRUSR).unwrap();
-    let text = node.refuses("install", &[], 1);
-    assert!(text.contains("cannot be used: 05-pipe.conflist: it is no plain file"), "{text}");
+    let outcome = node.run("install", &[]);
+    assert!(outcome.stderr.contains("cannot be used: 05-pipe.conflist: it is no plain file"), "{outcome:#?}");
+    assert!(outcome.code == 1 && Path::new(PRIMARY).exists() && !Path::new(OURS).exists());
     fs::remove_file(&pipe).unwrap();
     // The directory may be a link.
     fs::rename(NET_D, "/etc/cni/elsewhere").unwrap();

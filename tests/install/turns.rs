@@ -110,7 +110,7 @@ fn a_probe_says_why_a_node_is_not_ready() {
         let (ready, said) = Pod::probe(&node, "one");
         !ready && said.contains(text)
     };
-    assert!(says("it has not looked at the node yet"));
+    assert!(says("it has not looked at the node yet"), "{:?}", Pod::probe(&node, "one"));
     assert!(node.refuses("install", &["--ready"], 2).contains("--ready asks in a --status-file"));
     let mut one = Pod::start(&node, "one");
     one.installer.until("the primary is missed", || says("the primary network's configuration is not there"));

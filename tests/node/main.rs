@@ -1,7 +1,11 @@
 //! The node bed: pods that a real kubelet and a real containerd make, with us as their only network. All tests share one
 //! node (see `bed`), so they run one after the other.
 
-#![allow(clippy::unwrap_used, reason = "a test panics where it is wrong")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test panics where it is wrong, and prints what it measured"
+)]
 
 #[path = "../harness/mod.rs"]
 mod harness;

@@ -141,7 +141,7 @@ impl Reboot {
     fn watch(&self) {
         while !self.over.load(SeqCst) {
             let cuts = self.cuts.load(SeqCst);
-            let wanted = self.wanted.lock().unwrap().clone();
+            let mut wanted = self.wanted.lock().unwrap().clone();
             let (_, text) = self.node.run(&["kubectl", "--request-timeout=3s", "get", "pods", "-o", "json"], "");
             let pods: Value = serde_json::from_str(&text).unwrap_or_default();
             let living: BTreeMap<String, Running> = running(&self.node)
@@ -149,6 +149,8 @@ impl Reboot {
                 .filter(|one| !one.is_sandbox && one.namespace == "default")
                 .map(|one| (one.id.clone(), one))
                 .collect();
+            // What comes and goes meanwhile is among those of before or of now.
+            wanted.extend(self.wanted.lock().unwrap().clone());
             for one in living.values() {
                 let wanted = wanted.get(&one.pod).unwrap_or_else(|| panic!("{one:?} runs, and is deleted"));
                 assert!(wanted.is_had_by(one), "{one:?} runs, and should have {wanted:?}");

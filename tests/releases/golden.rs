@@ -141,9 +141,12 @@ fn the_record_and_the_lease_of_a_vf_are_read_and_undone() {
     }
 }
 
+/// Whether a value is what it should be.
+type Kind = fn(&Value) -> bool;
+
 /// What a release must find in a record to undo it: `/KEY` and what kind of value it has. A key leaves this list one release
 /// after the last one that needs it, and what one means does not change: then it is another key, and another format.
-const NEEDED: &[(&str, fn(&Value) -> bool)] = &[
+const NEEDED: &[(&str, Kind)] = &[
     ("/format", |value| *value == 1),
     ("/stage", |value| ["intent", "done", "owed"].iter().any(|stage| value == stage)),
     ("/call/conf", Value::is_string),

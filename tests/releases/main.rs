@@ -2,7 +2,11 @@
 //! and written down the other one checks, undoes and collects; both at once; killed in the middle; and what earlier and
 //! later forms of the files are to this release.
 
-#![allow(clippy::unwrap_used, reason = "a test panics where it is wrong")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test panics where it is wrong, and those that depend on chance say what they did"
+)]
 
 #[path = "../harness/mod.rs"]
 mod harness;

@@ -88,7 +88,7 @@ impl Site {
             (
                 "net-s",
                 json!({"cniVersion": "1.0.0", "type": "macvlan", "master": "uplink",
-                             "ipam": ipam("10.10.5.0/27")}),
+                             "ipam": ipam("10.10.5.0/28")}),
             ),
         ] {
             world.definition(name, &config);

@@ -53,7 +53,12 @@ impl Records {
         for name in names_in(&directory)? {
             let Some((call, interface)) = parse_name(container, &name) else { continue };
             let path = directory.join(&name);
-            let text = fs::read(&path).map_err(|source| Error::io("read", path.display(), source))?;
+            let text = match fs::read(&path) {
+                Ok(text) => text,
+                // A DEL removed it: whoever only looks has no lock.
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+                Err(source) => return Err(Error::io("read", path.display(), source)),
+            };
             entries.push(match form::read(&text, &call, &interface) {
                 Ok(record) => Entry::Good(Box::new(record)),
                 Err(problem) => {

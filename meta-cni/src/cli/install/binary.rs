@@ -64,7 +64,7 @@ impl Programs {
     /// # Errors
     /// [`Error::Config`] with all of them.
     pub(super) fn judge(&mut self, host: &Host, names: &[&str], replace: bool) -> Result<(), Error> {
-        let was = self.digests.of(&host.program(PROGRAM));
+        let was = self.unremembered(host);
         let is_taken = |name: &&str| !replace && self.holder(host, name, was.as_ref()) == Holder::Other;
         let taken: Vec<&str> = names.iter().copied().filter(is_taken).collect();
         if taken.is_empty() {
@@ -90,8 +90,7 @@ impl Programs {
         replace: bool,
         done: &mut Vec<String>,
     ) -> Result<(), Error> {
-        // Whatever is a copy of what our program was is one of ours.
-        let was = self.digests.of(&host.program(PROGRAM));
+        let was = self.unremembered(host);
         self.put_program(host, done)?;
         for name in NAMES {
             let is_asked = names.contains(&name);
@@ -166,7 +165,7 @@ impl Programs {
     /// [`Error::Io`].
     pub(super) fn uninstall(&mut self, host: &Host, stays: bool) -> Result<Vec<String>, Error> {
         let mut changed = Vec::new();
-        let was = self.digests.of(&host.program(PROGRAM));
+        let was = self.unremembered(host);
         for name in NAMES {
             let (path, before) = (host.program(name), host.program(&saved(name)));
             let shown = host.bin.join(name);
@@ -200,7 +199,12 @@ impl Programs {
         File::open(path).map_err(|source| Error::io("read", path.display(), source))
     }
 
-    /// What has a name, where our program's digest is, or was, this one.
+    /// The digest of our program where nothing is remembered: whatever is a copy of that is ours.
+    fn unremembered(&mut self, host: &Host) -> Option<String> {
+        if self.installed.program.is_empty() { self.digests.of(&host.program(PROGRAM)) } else { None }
+    }
+
+    /// What has a name; `program` is ours, too.
     fn holder(&mut self, host: &Host, name: &str, program: Option<&String>) -> Holder {
         let path = host.program(name);
         if let Ok(target) = fs::read_link(&path) {

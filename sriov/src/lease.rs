@@ -149,6 +149,11 @@ impl Leases {
         Ok(matches!(self.read(pci)?, Lease::Unreadable))
     }
 
+    /// Whether the VF has a lease, whatever can be read of it.
+    pub fn is_leased(&self, pci: PciAddress) -> Result<bool, Error> {
+        Ok(!matches!(self.read(pci)?, Lease::None))
+    }
+
     /// Removes a lease that cannot be read. For one whose VF is known to be nobody's.
     pub fn forget_torn(&self, lock: &VfLock) -> Result<(), Error> {
         if self.is_torn(lock.pci)? { self.remove(lock) } else { Ok(()) }

@@ -1,6 +1,11 @@
 //! deploy/base/policy.yaml: what the token of a node may do of all that its role allows.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::Path,
+    thread::sleep,
+    time::{Duration, Instant},
+};
 
 use http::Request;
 use kube::{
@@ -40,6 +45,17 @@ impl Policy {
 impl Drop for Policy {
     fn drop(&mut self) {
         Bed::kubectl_raw(&["delete", "-f", "-"], &self.0);
+        // The server goes by what was deleted for a moment yet, and the next test's token may be of no node.
+        let event = json!({
+            "apiVersion": "v1", "kind": "Event", "metadata": {"name": "probe", "namespace": "default"},
+            "involvedObject": {"kind": "Pod", "name": "probe", "namespace": "default"}, "type": "Normal",
+        });
+        let (unbound, end) = (Bed::service_account(), Instant::now() + Duration::from_secs(20));
+        let create =
+            ["--kubeconfig", unbound.to_str().unwrap(), "create", "--dry-run=server", "--validate=false", "-f", "-"];
+        while Instant::now() < end && !Bed::kubectl_raw(&create, &event.to_string()).0 {
+            sleep(Duration::from_millis(100));
+        }
     }
 }
 

@@ -52,7 +52,7 @@ fn a_server_that_answers_has_the_event_before_the_reply_and_no_process_is_starte
         let asked = Bed::requests(|| log = bed.call("ADD", &netns, &conf, &pod).run().stderr);
         let by_another = log.contains("events are posted by a process of their own");
         all_posted();
-        assert_eq!(events(&pod.name).len(), 1);
+        assert_eq!(events(&pod.name).len(), 1, "{asked:?}\n{log}");
         assert!(by_another || asked == ["create events/"], "{asked:?}");
         !by_another
     });

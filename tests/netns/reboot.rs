@@ -369,9 +369,13 @@ fn sandboxes_that_the_runtime_has_forgotten_are_detached() {
     let (head, containers) = text.split_once('\n').unwrap();
     assert_eq!(containers, "reboot-one\nreboot-two\n");
     let mut words: Vec<&str> = head.split(' ').collect();
-    let earlier = (words[1].parse::<u64>().unwrap() - 600).to_string();
+    let earlier = (words[1].parse::<i64>().unwrap() - 600).to_string();
     words[1] = &earlier;
     fs::write(&list, format!("{}\n{containers}", words.join(" "))).unwrap();
+    // The power failed before all of one was on the disk.
+    let torn = "/var/lib/cni/meta-cni/sandboxes/reboot-one";
+    let of_net1 = names(torn).into_iter().find(|name| name.ends_with(":net1.json")).expect("a record of net1");
+    fs::write(format!("{torn}/{of_net1}"), "").unwrap();
     // One of them is being worked on.
     let lock = fs::File::create("/run/meta-cni/lock/sandbox-reboot-two").unwrap();
     lock.lock().unwrap();

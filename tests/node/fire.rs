@@ -251,7 +251,7 @@ impl<'a> Fire<'a> {
 }
 
 /// Ends the others when one of them fails, too.
-struct Ends<'a>(&'a AtomicBool);
+pub(crate) struct Ends<'a>(pub(crate) &'a AtomicBool);
 
 impl Drop for Ends<'_> {
     fn drop(&mut self) {
@@ -272,7 +272,7 @@ fn roll_out(fire: &Fire<'_>, next: &PathBuf) {
     let node = fire.node;
     let length = |path: &PathBuf| fs::metadata(path).map(|found| found.len()).unwrap_or_default();
     // No ADD has to be tried again: the next pod's token is on the node before the one of the former pod ends.
-    fire.phase("another build is rolled out", Duration::ZERO, || {
+    fire.phase("another build is rolled out", NEXT_TRY, || {
         let image = "daemonset/meta-cni install=meta-cni:next";
         let words: Vec<&str> = ["set", "image", "-n", "kube-system"].into_iter().chain(image.split(' ')).collect();
         node.kubectl(&words, "");

@@ -297,7 +297,7 @@ impl Reboot {
         let text = fs::read_to_string(lists.join(&list)).unwrap();
         let (_, containers) = text.split_once('\n').unwrap();
         assert_eq!(containers.lines().count(), wanted);
-        fs::write(lists.join(&list), format!("sandboxes 0 /\n{containers}")).unwrap();
+        fs::write(lists.join(&list), format!("sandboxes -600 /\n{containers}")).unwrap();
         node.kubectl(&["delete", "pod", "plain", "--timeout=60s"], "");
         wait_for("plain has ended", 60, || running(node).iter().all(|one| one.pod != "plain"));
         self.wanted.lock().unwrap().remove("plain");

@@ -9,7 +9,10 @@ use std::{
 
 use serde_json::Value;
 
-use crate::bed::{Node, wait_for};
+use crate::{
+    bed::{Node, wait_for},
+    fire::Ends,
+};
 
 const NAMESPACE: &str = "kube-system";
 const OURS: [&str; 4] = ["-n", NAMESPACE, "-l", "app.kubernetes.io/name=meta-cni"];
@@ -60,10 +63,10 @@ pub(crate) fn leaves_no_hole(node: &Node) -> Duration {
                 sleep(Duration::from_millis(20));
             }
         });
+        let _ends = Ends(&over);
         node.kubectl(&["rollout", "restart", "-n", NAMESPACE, "daemonset/meta-cni"], "");
         node.rolled_out();
         wait_for("the pod of before is gone", 60, || !pods(node).contains(&before));
-        over.store(true, SeqCst);
     });
     let looks = looks.into_inner();
     assert!(looks >= 5, "{looks}");

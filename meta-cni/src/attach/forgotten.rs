@@ -14,8 +14,8 @@ use super::{
 };
 use crate::{cni::Error, face::Face, node::Layout};
 
-/// How long the runtime is waited for. kubelet looks for dead sandboxes once a minute.
-const GRACE: Duration = Duration::from_secs(600);
+/// How many seconds the runtime is waited for. kubelet looks for dead sandboxes once a minute.
+const GRACE: i64 = 600;
 /// How long a DEL goes on; the rest is left to the next one.
 const LONG_ENOUGH: Duration = Duration::from_secs(5);
 
@@ -40,13 +40,14 @@ impl Engine {
     async fn try_detach_forgotten(&self) -> Result<(), Error> {
         let (lists, journal) = (self.boot_lists(), self.layout.sandboxes());
         let Some((noted, containers)) = lists.sandboxes(&journal)? else { return Ok(()) };
-        if second() < noted + GRACE.as_secs() {
+        if second() < noted.saturating_add(GRACE) {
             return Ok(());
         }
         let began = Instant::now();
         let mut left = false;
         for container in containers {
-            if began.elapsed() > LONG_ENOUGH {
+            // What is cut short would be marked as owed, and nobody comes back to that.
+            if began.elapsed() > LONG_ENOUGH || Instant::now() + 2 * LONG_ENOUGH > self.deadline {
                 return Ok(());
             }
             left |= !self.detach_if_of_an_earlier_boot(&container).await?;
@@ -63,10 +64,14 @@ impl Engine {
         let mut engine = self.with_deadline(self.deadline);
         engine.lock = Some(Arc::new(lock));
         let mut entries = self.records.of_container(container)?;
-        // A torn one says nothing of its boot: it is GC's.
-        entries.retain(|entry| matches!(entry, Entry::Good(record) if record.boot_id != self.boot_id));
+        let now = entries.iter().any(|entry| matches!(entry, Entry::Good(record) if record.boot_id == self.boot_id));
+        entries.retain(|entry| match entry {
+            Entry::Good(record) => record.boot_id != self.boot_id,
+            // Only a power cut tears a record. One that cannot be read may be a newer release's, though.
+            Entry::Torn { .. } => !now && self.records.refuse_newer(std::slice::from_ref(entry)).is_ok(),
+        });
         if !entries.is_empty() {
-            tracing::warn!(container, "the runtime has forgotten a sandbox of an earlier boot: detaching it");
+            tracing::warn!(container, "no DEL has come for a sandbox of an earlier boot: detaching it");
         }
         for error in engine.undo_entries(entries, "").await {
             tracing::warn!(container, %error, "what is left of an earlier boot is not all detached");
@@ -79,6 +84,6 @@ impl Engine {
 }
 
 /// The second of the machine's life.
-fn second() -> u64 {
-    clock_gettime(ClockId::CLOCK_BOOTTIME).ok().and_then(|now| u64::try_from(now.tv_sec()).ok()).unwrap_or_default()
+fn second() -> i64 {
+    clock_gettime(ClockId::CLOCK_BOOTTIME).map(|now| now.tv_sec()).unwrap_or_default()
 }

@@ -102,7 +102,10 @@ impl Devices {
         }
         let passed_over: String = self.passed_over.iter().map(|reason| format!("; {reason}")).collect();
         let advice = if self.incomplete {
-            "their driver has not published all its devices (yet)".to_owned()
+            format!(
+                "their driver has not published all its devices on this node (yet); else ask for as many {resource} as the \
+                 pod has networks of it"
+            )
         } else {
             format!("ask for as many {resource} as the pod has networks of it")
         };

@@ -113,7 +113,7 @@ impl BootLists {
     ///
     /// # Errors
     /// [`Error::Io`].
-    pub fn note_sandboxes(&self, journal: &Path, containers: &[String], second: u64) -> Result<(), Error> {
+    pub fn note_sandboxes(&self, journal: &Path, containers: &[String], second: i64) -> Result<(), Error> {
         if containers.is_empty() {
             return Ok(());
         }
@@ -124,7 +124,7 @@ impl BootLists {
     ///
     /// # Errors
     /// [`Error::Io`].
-    pub fn sandboxes(&self, journal: &Path) -> Result<Option<(u64, Vec<String>)>, Error> {
+    pub fn sandboxes(&self, journal: &Path) -> Result<Option<(i64, Vec<String>)>, Error> {
         let path = self.path(journal);
         let text = match fs::read_to_string(&path) {
             Ok(text) => text,

@@ -63,7 +63,7 @@ impl Engine {
         let files = SriovCni::of_node();
         let _lock = leases.lock(pci, LOCK_PATIENCE).await?;
         let _their_lock = files.lock(pci, LOCK_PATIENCE).await?;
-        let held = leases.owner(pci)?.is_some() || leases.is_torn(pci)? || files.refuse_if_held(pci, None).is_err();
+        let held = leases.is_leased(pci)? || files.refuse_if_held(pci, None).is_err();
         // Looked at without the locks before.
         let still = lost_by_sriov_cni().await?.into_iter().any(|(of, name)| of == pci && name == file);
         let cached = files.all_cached()?.into_iter().find(|(name, _)| name == file);
@@ -146,7 +146,7 @@ impl Engine {
         let lock = leases.lock(pci, LOCK_PATIENCE).await?;
         let _their_lock = SriovCni::of_node().lock(pci, LOCK_PATIENCE).await?;
         // Looked at without the lock before: whoever was at work on it has a lease.
-        if leases.owner(pci)?.is_some() || leases.is_torn(pci)? || self.record_of_vf(pci)?.is_some() {
+        if leases.is_leased(pci)? || self.record_of_vf(pci)?.is_some() {
             return Ok(());
         }
         self.repair_by_alias(&lock, pci).await

@@ -83,7 +83,10 @@ pub(super) fn write(record: &Record) -> Result<Vec<u8>, Error> {
     let Some(Origin(text)) = &record.origin else { return serde_json::to_vec_pretty(record).map_err(failed) };
     let before = serde_json::to_value(read(text, &record.call, &record.interface)?).map_err(failed)?;
     let now = serde_json::to_value(record).map_err(failed)?;
-    let mut object = Object::parse("record", text)?;
+    // Nested too deep to be taken apart: then what we do not know in it is lost, not the record.
+    let Ok(mut object) = Object::parse("record", text) else {
+        return serde_json::to_vec_pretty(record).map_err(failed);
+    };
     for (key, value) in now.as_object().into_iter().flatten().filter(|(key, value)| before.get(key) != Some(value)) {
         object.set(key, value);
     }

@@ -1,7 +1,11 @@
 //! What is kept of the primary network's configuration: the file itself, as its owner wrote it, under a name that no runtime
 //! reads, so that nothing falls back to it. Whenever its owner writes it anew, it is taken over again.
 
-use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
+use std::{
+    fs::{self, File},
+    os::unix::fs::PermissionsExt as _,
+    path::Path,
+};
 
 use super::{
     host::{self, Host, names_in},
@@ -48,7 +52,12 @@ pub(super) fn take(host: &Host, choice: &Choice) -> Result<PluginList, Error> {
 /// before stays in force, and its owner gets his back: he may be writing it still. What is kept is whole at any moment.
 fn settle(live: &Path, taken: &Path, kept: &Path) -> Result<PluginList, Error> {
     match PluginList::from_file(taken) {
-        Ok(list) => host::rename(taken, kept).map(|()| list),
+        Ok(list) => {
+            // Its owner need not have synced it, and what is kept is all that there is.
+            let synced = File::open(taken).and_then(|file| file.sync_all());
+            synced.map_err(|source| Error::io("sync", taken.display(), source))?;
+            host::rename(taken, kept).map(|()| list)
+        }
         Err(problem) => {
             if !host::rename_if_free(taken, live)? {
                 // He has written another one by now.

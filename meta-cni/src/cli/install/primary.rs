@@ -148,6 +148,8 @@ pub(super) fn choose(found: &[Found], asked: Option<&str>, current: Option<&str>
         if asked.is_some_and(|asked| asked != name) {
             continue;
         }
+        // Torn by a power cut, say; what comes behind it is not the primary's for that.
+        let torn = live.is_none() && kept.is_none() && current.is_none_or(|current| current == name);
         let kept = kept.as_ref().filter(|_| asked.is_some() || current.is_none_or(|current| current == name));
         let choice =
             |list: &PluginList, live, waiting| Choice { name: name.clone(), list: list.clone(), live, waiting };
@@ -165,6 +167,9 @@ pub(super) fn choose(found: &[Found], asked: Option<&str>, current: Option<&str>
                 doubtful.get_or_insert_with(|| format!("{name}: {problem}"));
             }
             (Some(content), _) => passed_over.push(format!("{name} ({})", content.in_words())),
+            (None, None) if torn => {
+                doubtful.get_or_insert_with(|| format!("{}: it does not parse", kept_name(name)));
+            }
             (None, None) => {}
         }
     }
@@ -266,6 +271,26 @@ mod tests {
         assert!(none.contains("found: 00-multus.conf (leads to multus-shim)"), "{none}");
         assert!(chosen(&[], None, None).unwrap_err().contains("found: nothing"));
         assert!(chosen(&[podman], Some("10-x.conf"), None).unwrap_err().contains("10-x.conf is not there"));
+    }
+
+    #[test]
+    fn a_kept_one_that_is_torn_gives_its_place_to_nobody() {
+        let (torn, behind) = (("10-flannel.conflist.meta-cni", ""), ("87-podman.conflist", FLANNEL));
+        for current in [Some("10-flannel.conflist"), None] {
+            let said = chosen(&[torn, behind], None, current).unwrap_err();
+            assert!(said.contains("10-flannel.conflist.meta-cni: it does not parse"), "{said}");
+        }
+        // Its owner writes it anew.
+        let anew = ("10-flannel.conflist", FLANNEL);
+        assert_eq!(
+            chosen(&[torn, anew, behind], None, Some("10-flannel.conflist")),
+            Ok(("10-flannel.conflist".to_owned(), true))
+        );
+        // One that was the primary's before says nothing.
+        assert_eq!(
+            chosen(&[torn, behind], None, Some("87-podman.conflist")),
+            Ok(("87-podman.conflist".to_owned(), true))
+        );
     }
 
     #[test]

@@ -256,7 +256,7 @@ fn clear_state(host: &Host, settings: &Settings) -> Result<Vec<String>, Error> {
     let shown = Path::new("/").join(state.strip_prefix(&host.root).unwrap_or(state));
     if pods + leases > 0 {
         return Ok(vec![format!(
-            "{} stays: it has records of {pods} sandboxes and leases of {leases} VFs; remove it when none of these lives any more",
+            "{} stays: it has records of {pods} sandboxes and leases of {leases} VFs; what these hold (addresses, VFs) only a DEL or GC by meta-cni gives back; install it again for that, or remove the directory",
             shown.display()
         )]);
     }

@@ -128,7 +128,15 @@ fn directories_are_found_by_our_conf_whatever_the_command_line_says() {
     let netns = node.world.netns();
     node.add("p", &netns);
     assert!(node.refuses("uninstall", &[], 1).contains("default/p"));
+    // The drop-in `sriov` knows no other place than the usual one.
+    let of_drop_in = Path::new(STATE).join("faces/sriov/sandboxes/p");
+    fs::create_dir_all(&of_drop_in).unwrap();
+    for name in names("/var/lib/cni/other/sandboxes/p") {
+        fs::copy(Path::new("/var/lib/cni/other/sandboxes/p").join(&name), of_drop_in.join(name)).unwrap();
+    }
     node.del("p", &netns);
+    assert!(node.refuses("uninstall", &[], 1).contains("default/p"));
+    fs::remove_dir_all(STATE).unwrap();
     for pool in ["podnet", "net-a"] {
         fs::remove_dir_all(format!("/var/lib/cni/networks/{pool}")).unwrap();
     }

@@ -70,9 +70,10 @@ pub(super) fn enter(layout: &Layout, face: Face) -> Result<Passage, Error> {
 /// # Errors
 /// [`Error::Io`].
 pub fn shut(layouts: &[Layout]) -> Result<Shut, Error> {
-    let gates = layouts.iter().map(Layout::leases).take(1);
+    let mut gates: Vec<PathBuf> = layouts.iter().map(Layout::leases).collect();
+    gates.dedup();
     let mut held = Vec::new();
-    for path in gates.chain(layouts.iter().map(Layout::sandboxes)) {
+    for path in gates.into_iter().chain(layouts.iter().map(Layout::sandboxes)) {
         let failed = |source| Error::io("lock", path.display(), source);
         files::create_directory(&path, 0o700)?;
         let directory = File::open(&path).map_err(failed)?;

@@ -51,7 +51,7 @@ pub(super) fn uninstall(host: &Host, force: bool) -> Result<Answer, Error> {
     kept::recover(host)?;
     // Before our configuration is touched: a pod that came after a look would be left to nobody, and one that came while
     // ours was gone for another look would silently have its primary network alone.
-    let layouts = Face::ALL.map(|face| Layout::of(settings, face));
+    let layouts: Vec<Layout> = journals(host, settings).into_iter().map(|(_, layout)| layout).collect();
     let _shut = if settings.state_dir.is_dir() { Some(gate::shut(&layouts)?) } else { None };
     let Pods { attached, plain } = pods(host, settings)?;
     if !attached.is_empty() && !force {
@@ -145,11 +145,24 @@ struct Pods {
     plain: usize,
 }
 
+/// Where it is written who lives: the journals of our configuration, and that of the drop-in `sriov`, whose own
+/// configuration cannot say another place than the usual one.
+fn journals(host: &Host, settings: &Settings) -> Vec<(Face, Layout)> {
+    let mut journals = Face::ALL.map(|face| (face, Layout::of(settings, face))).to_vec();
+    let mut usual = Settings::of_plugin(&Object::default());
+    usual.state_dir = host.seen(&usual.state_dir);
+    usual.run_dir = host.seen(&usual.run_dir);
+    if usual.state_dir != settings.state_dir && usual.state_dir.is_dir() {
+        journals.push((Face::Sriov, Layout::of(&usual, Face::Sriov)));
+    }
+    journals
+}
+
 fn pods(host: &Host, settings: &Settings) -> Result<Pods, Error> {
     let boot = boot_id()?;
     let mut pods = Pods::default();
-    for face in Face::ALL {
-        let records = Records::of(&Layout::of(settings, face));
+    for (face, layout) in journals(host, settings) {
+        let records = Records::of(&layout);
         for container in records.containers()? {
             for entry in records.of_container(&container)? {
                 match entry {

@@ -405,7 +405,8 @@ pub(crate) fn flannel(mtu: u16) -> Value {
 fn fresh_directory(kind: &str) -> PathBuf {
     let place = Path::new(env!("CARGO_TARGET_TMPDIR"));
     for name in names(place) {
-        let of_nobody = |pid: &str| !Path::new("/proc").join(pid).exists();
+        // A number: other beds have names of this kind, too.
+        let of_nobody = |pid: &str| pid.parse::<u32>().is_ok() && !Path::new("/proc").join(pid).exists();
         if name.rsplit_once("node-").is_some_and(|(_, pid)| of_nobody(pid)) {
             // Its bed may be ending this moment: then the run after this one removes it.
             let _ = fs::remove_dir_all(place.join(name));
